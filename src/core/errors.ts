@@ -1,0 +1,126 @@
+/**
+ * The one error type of the product and the closed list of its codes.
+ *
+ * `docs/errors.md` is generated from this list (`setup/generate-docs.ts`) and tested equal to it.
+ */
+
+/** Who has to act: the user, the operator or maintainers, or nobody because foreign bytes were refused. */
+export type ErrorKind = 'user' | 'system' | 'untrusted-input' | 'policy' | 'timeout' | 'cancelled' | 'job';
+
+/** Process exit status of `ct` per kind; docs/errors.md lists them for users. */
+export const EXIT_STATUS: Readonly<Record<ErrorKind, number>> = {
+  job: 1,
+  user: 2,
+  policy: 122,
+  timeout: 124,
+  system: 125,
+  'untrusted-input': 125,
+  cancelled: 130,
+};
+
+interface CodeInfo {
+  readonly kind: ErrorKind;
+  readonly http: number;
+  /** One sentence: when it is raised. */
+  readonly when: string;
+}
+
+export const ERROR_CODES = {
+  USAGE: { kind: 'user', http: 400, when: 'a command or option is unknown, missing or malformed' },
+  PLATFORM_UNSUPPORTED: { kind: 'user', http: 400, when: 'the operating system or CPU cannot run microVMs' },
+  JOB_FILE_NOT_FOUND: { kind: 'user', http: 404, when: 'no ct.yml or .ct/*.yml exists where it was looked for' },
+  JOB_FILE_INVALID: { kind: 'user', http: 400, when: 'the job file does not parse or does not match its schema' },
+  JOB_NOT_FOUND: { kind: 'user', http: 404, when: 'the job file defines no job of that name' },
+  JOB_NEEDS_CYCLE: { kind: 'user', http: 400, when: '`needs` of some jobs form a cycle' },
+  JOB_EXPRESSION_INVALID: { kind: 'user', http: 400, when: 'a ${{ }} expression is malformed or names an unknown value' },
+  NOT_SUPPORTED_YET: { kind: 'user', http: 400, when: 'the job file asks for something this version does not do yet' },
+  RESOURCES_EXCEED_HOST: { kind: 'user', http: 400, when: 'a job asks for more cpu, memory or disk than this host has' },
+  WORKSPACE_UNREADABLE: { kind: 'user', http: 400, when: 'the working tree cannot be read' },
+  WORKSPACE_STAGE_FAILED: { kind: 'system', http: 500, when: 'the working tree could not be written into the VM' },
+  ARTIFACT_REFUSED: { kind: 'untrusted-input', http: 502, when: 'an artifact entry is malformed or would leave its directory' },
+  ARTIFACT_WRITE_FAILED: { kind: 'system', http: 500, when: 'artifacts could not be written on this machine' },
+  IMAGE_NOT_FOUND: { kind: 'user', http: 404, when: 'no image of that name is defined or built' },
+  IMAGE_DEFINITION_INVALID: { kind: 'user', http: 400, when: 'an image definition does not match its schema' },
+  IMAGE_SOURCES_MISSING: { kind: 'user', http: 400, when: 'this machine has no apt source that can supply the image' },
+  IMAGE_BUILD_FAILED: { kind: 'system', http: 500, when: 'a step of the image build failed' },
+  IMAGE_CORRUPT: { kind: 'system', http: 500, when: 'a stored image part does not have the digest its manifest names' },
+  STORE_FULL: { kind: 'system', http: 507, when: 'the file system of CT_HOME has no space left' },
+  REQUIREMENT_MISSING: { kind: 'user', http: 500, when: 'a program or package this command needs is not installed' },
+  HOST_UNREACHABLE: { kind: 'system', http: 503, when: 'the host daemon could not be started or reached' },
+  HOST_PROTOCOL: { kind: 'system', http: 500, when: 'the host daemon and the client do not understand each other' },
+  VMM_START_FAILED: { kind: 'system', http: 500, when: 'the VMM process could not be started' },
+  VMM_EXITED_EARLY: { kind: 'system', http: 500, when: 'the VMM exited before the guest was ready' },
+  VMM_DIED: { kind: 'system', http: 500, when: 'the VMM exited while a job was running' },
+  VMM_COMMAND_FAILED: { kind: 'system', http: 500, when: 'the VMM refused a control command' },
+  VMM_RESTORE_FAILED: { kind: 'system', http: 500, when: 'a template could not be restored' },
+  GUEST_BOOT_TIMEOUT: { kind: 'system', http: 504, when: 'the guest agent did not report ready in time' },
+  GUEST_UNRESPONSIVE: { kind: 'system', http: 504, when: 'the guest agent stopped answering' },
+  GUEST_PROTOCOL: { kind: 'untrusted-input', http: 502, when: 'the guest sent bytes that violate the guest link protocol' },
+  GUEST_REFUSED: { kind: 'system', http: 500, when: 'the guest agent answered a request with an error' },
+  LINK_DIED: { kind: 'system', http: 500, when: 'the link process of the VM exited while the job was running' },
+  STEP_TIMEOUT: { kind: 'timeout', http: 504, when: 'a step ran longer than its timeout' },
+  JOB_TIMEOUT: { kind: 'timeout', http: 504, when: 'a job ran longer than its timeout' },
+  JOB_FAILED: { kind: 'job', http: 200, when: 'a step of the job failed' },
+  CANCELLED: { kind: 'cancelled', http: 499, when: 'the run was cancelled' },
+  SOCKET_PATH_TOO_LONG: { kind: 'user', http: 500, when: 'a unix socket path would exceed 107 bytes' },
+  STATE_DIRECTORY_UNSAFE: { kind: 'user', http: 500, when: 'a state directory belongs to another user or is accessible to others' },
+  INTERNAL: { kind: 'system', http: 500, when: 'something happened that should not; please report it' },
+} as const satisfies Record<string, CodeInfo>;
+
+export type ErrorCode = keyof typeof ERROR_CODES;
+
+export interface CtErrorOptions {
+  /** What the user can do next, one or two sentences. */
+  readonly hint?: string | undefined;
+  readonly cause?: unknown;
+}
+
+/** An error with a code from {@link ERROR_CODES}; `message` says what happened, `hint` what to do next. */
+export class CtError extends Error {
+  readonly code: ErrorCode;
+  readonly hint: string | undefined;
+
+  constructor(code: ErrorCode, message: string, options: CtErrorOptions = {}) {
+    super(message, options.cause === undefined ? undefined : { cause: options.cause });
+    this.name = 'CtError';
+    this.code = code;
+    this.hint = options.hint;
+  }
+
+  get kind(): ErrorKind {
+    return ERROR_CODES[this.code].kind;
+  }
+
+  get exitStatus(): number {
+    return EXIT_STATUS[this.kind];
+  }
+}
+
+/** Returns `error` if it is a {@link CtError}, else an `INTERNAL` one that carries it as cause. */
+export function toCtError(error: unknown): CtError {
+  if (error instanceof CtError) return error;
+  const code = (error as { code?: unknown } | null)?.code;
+  if (code === 'ENOSPC') {
+    return new CtError('STORE_FULL', messageOf(error), {
+      cause: error,
+      hint: 'free some space, or point CT_HOME at a larger file system',
+    });
+  }
+  return new CtError('INTERNAL', messageOf(error), { cause: error });
+}
+
+export function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
+/** The plain form of an error for a wire or a JSON report; causes stay behind. */
+export interface ErrorReport {
+  readonly code: ErrorCode;
+  readonly message: string;
+  readonly hint?: string;
+}
+
+export function errorReport(error: unknown): ErrorReport {
+  const { code, message, hint } = toCtError(error);
+  return hint === undefined ? { code, message } : { code, message, hint };
+}

@@ -1,0 +1,78 @@
+/**
+ * The guest link: what the host and the guest agent say to each other. docs/guest-link.md has the whole
+ * protocol in prose; guest-agent/protocol.h holds the same numbers, and a test compares the two.
+ */
+
+/** Written once by the guest agent when it is ready to be snapshotted or used. */
+export const READY_LINE = 'ct-ready 1\n';
+
+/** Starts a session: the host sends magic + nonce, the guest agent echoes both, then HTTP/2 begins. */
+export const HELLO_MAGIC = 'CTHELLO1';
+export const HELLO_NONCE_BYTES = 32;
+
+export const GuestPath = {
+  identity: '/v1/identity',
+  exec: '/v1/exec',
+  stats: '/v1/stats',
+  shutdown: '/v1/shutdown',
+} as const;
+
+/** Records of a `PUT /v1/identity` request body. */
+export const IdentityRecord = {
+  /** 64 to 1024 fresh random bytes. */
+  entropy: 0x01,
+  /** u64 BE: wall clock, nanoseconds since 1970. */
+  time: 0x02,
+  /** 1 to 63 bytes of [a-z0-9-]. */
+  hostname: 0x03,
+  /** dm-crypt cipher of the workspace volume, `<key bytes>:<cipher>`, or `none`. */
+  volume: 0x04,
+} as const;
+
+/** Records of a `POST /v1/exec` request body, in this order: setup, start, then input. */
+export const ExecInput = {
+  arg: 0x10,
+  env: 0x11,
+  cwd: 0x12,
+  /** u32 BE uid, u32 BE gid. */
+  user: 0x13,
+  /** u8 flags: see ExecFlag. */
+  start: 0x14,
+  /** Name of a built-in (`tree-in`, `tree-out`) to run instead of a program; args follow as usual. */
+  builtin: 0x15,
+  /** Name, [a-z0-9.-]{1,64}, of a file to create in SCRIPT_DIRECTORY before the program starts. */
+  scriptName: 0x16,
+  /** Appended to that file. */
+  scriptData: 0x17,
+  /** Bytes for stdin; an empty payload closes it. */
+  stdin: 0x20,
+  /** u8 signal number, sent to the process group. */
+  signal: 0x21,
+  /** Kills every process of the job, also those that left the process group. */
+  killAll: 0x22,
+} as const;
+
+export const ExecFlag = { stdin: 1 } as const;
+
+/** Records of the response to `POST /v1/exec`. */
+export const ExecOutput = {
+  /** u32 BE pid in the guest. */
+  started: 0x30,
+  stdout: 0x31,
+  stderr: 0x32,
+  /** u8 kind (0 exited, 1 signalled), u8 code or signal, u8 flags: see ExitFlag. Last record. */
+  exit: 0x33,
+  /** u32 BE errno, then text: the program could not be started. Last record. */
+  failed: 0x34,
+} as const;
+
+export const ExitFlag = { oomKilled: 1 } as const;
+
+/** Root-owned directory on tmpfs that holds the step scripts; a job can read but not change them. */
+export const SCRIPT_DIRECTORY = '/run/ct/steps';
+/** Tiny static program that writes one byte and exits: `ct bench` times it. */
+export const PROBE_PATH = '/run/ct/bin/probe';
+export const WORKSPACE_DIRECTORY = '/workspace';
+
+/** Name of the control port on virtio-serial. */
+export const CONTROL_PORT_NAME = 'ct.control';

@@ -1,0 +1,28 @@
+/** Every limit on foreign bytes, in one place. Each says who controls the bytes and why the number. */
+
+/** Payload of one record on any stream; both sides allocate at most this per record. Peer-controlled. */
+export const MAX_RECORD_BYTES = 65_536;
+
+/** One JSON request or event between CLI, host daemon and link process; a job spec with many steps fits. */
+export const MAX_JSON_BYTES = 4 * 1024 * 1024;
+
+/** Job files: user-controlled, parsed whole in memory; a hand-written one is far smaller. */
+export const MAX_JOB_FILE_BYTES = 1024 * 1024;
+
+/** A step's script, written into guest memory in one piece. */
+export const MAX_SCRIPT_BYTES = 512 * 1024;
+
+/** Steps of a job; the wire names a step by a 16-bit index. */
+export const MAX_STEPS = 1000;
+
+/** PATH_MAX of Linux, without the NUL: names and link targets in a tree stream. */
+export const MAX_PATH_BYTES = 4095;
+
+/** Serial console and VMM stderr kept for error messages. Guest-controlled, so bounded and never parsed. */
+export const CONSOLE_TAIL_BYTES = 16_384;
+
+/** What the guest may send before the nonce echo: at most a stale `ready` line and noise. */
+export const MAX_PRE_SESSION_BYTES = 65_536;
+
+/** sockaddr_un.sun_path is 108 bytes with its NUL (unix(7)); Node truncates silently beyond. */
+export const MAX_SOCKET_PATH_BYTES = 107;

@@ -1,0 +1,108 @@
+/**
+ * What a client asks of the host daemon and what it hears back: one job, one VM.
+ *
+ * The client opens `POST /v1/jobs` with `Upgrade: ct-job/1` on the daemon's unix socket, sends the JobRequest as
+ * the first record, and then both sides exchange records until `done`. The daemon hands the connection to the
+ * link process of the VM, so that neither trees nor guest output pass through the daemon.
+ */
+import type { ErrorReport } from '../core/errors.ts';
+
+/** Records from the client. */
+export const ClientRecord = {
+  /** JSON JobRequest; may be split over several records, ended by `requestEnd`. */
+  request: 0x40,
+  requestEnd: 0x41,
+  /** Bytes of the workspace's tree stream (docs/guest-link.md); an empty payload ends it. */
+  tree: 0x42,
+  /** Bytes for the stdin of the `argv` step; an empty payload closes it. */
+  stdin: 0x43,
+  /** u8 signal number for the running step. */
+  signal: 0x44,
+  /** Ends the job: the VM is destroyed at once. */
+  cancel: 0x45,
+} as const;
+
+/** Records to the client. */
+export const ServerRecord = {
+  /** One JSON RunEvent. */
+  event: 0x50,
+  /** u16 BE step index, then bytes. */
+  stdout: 0x51,
+  stderr: 0x52,
+  /** Bytes of the artifacts' tree stream; an empty payload ends it. */
+  artifacts: 0x53,
+} as const;
+
+export interface StepRequest {
+  readonly name: string;
+  /** Argument vector; `{0}` stands for the path of the script in the guest. */
+  readonly argv: readonly string[];
+  /** Content of the script, if argv has `{0}`. */
+  readonly script?: string;
+  readonly env: Readonly<Record<string, string>>;
+  /** Relative to the workspace. */
+  readonly workingDirectory: string;
+  readonly condition: 'success' | 'failure' | 'always';
+  readonly timeoutMs?: number;
+  /** The client will send `stdin` records. */
+  readonly stdin?: boolean;
+}
+
+export interface JobRequest {
+  readonly name: string;
+  /** Manifest digest, `sha256:…`, of an image in the daemon's store. */
+  readonly image: string;
+  readonly cpus: number;
+  readonly memoryMib: number;
+  readonly diskMib: number;
+  readonly env: Readonly<Record<string, string>>;
+  readonly steps: readonly StepRequest[];
+  readonly timeoutMs: number;
+  /** Globs below the workspace; collected when all steps have ended, also after a failure. */
+  readonly artifacts: readonly string[];
+  /** Whether `tree` records follow. */
+  readonly sendsTree: boolean;
+}
+
+export type Accelerator = 'kvm' | 'tcg';
+export type VmSource = 'clone' | 'cold-boot';
+export type JobOutcome = 'success' | 'failure' | 'timeout' | 'cancelled' | 'infrastructure' | 'violation';
+export type StepOutcome = 'success' | 'failure' | 'timeout' | 'cancelled' | 'skipped';
+
+export interface JobResult {
+  readonly outcome: JobOutcome;
+  /** Exit code of the first step that failed (128 + signal if it was killed), 0 on success. */
+  readonly exitCode: number;
+  readonly error?: ErrorReport;
+}
+
+export type RunEvent =
+  | { readonly type: 'queued'; readonly run: string; readonly reason?: string }
+  /** A template for this shape is being made; happens once per image and shape. */
+  | { readonly type: 'preparing'; readonly what: string }
+  | {
+      readonly type: 'claimed';
+      readonly source: VmSource;
+      readonly accelerator: Accelerator;
+      readonly vmm: string;
+      /** Claim to session established and identity injected. */
+      readonly claimMs: number;
+    }
+  | { readonly type: 'staged'; readonly durationMs: number; readonly bytes: number }
+  | { readonly type: 'step-start'; readonly step: number; readonly name: string }
+  | {
+      readonly type: 'step-end';
+      readonly step: number;
+      readonly name: string;
+      readonly outcome: StepOutcome;
+      /** Absent if the step was skipped. */
+      readonly exitCode?: number;
+      readonly signal?: number;
+      readonly durationMs: number;
+      /** Why it probably failed and what to do, e.g. that there is no network. */
+      readonly hint?: string;
+    }
+  | { readonly type: 'notice'; readonly level: 'info' | 'warning'; readonly message: string }
+  | { readonly type: 'collected'; readonly durationMs: number; readonly bytes: number }
+  | { readonly type: 'destroyed'; readonly durationMs: number }
+  | { readonly type: 'done'; readonly result: JobResult };
