@@ -50,13 +50,23 @@ export class RecordDecoder {
     while (data.length >= RECORD_HEADER_BYTES) {
       const length = data.readUInt32BE(1);
       if (length > MAX_RECORD_BYTES) {
-        throw new CtError('GUEST_PROTOCOL', `a record announces ${length} bytes; the limit is ${MAX_RECORD_BYTES}`);
+        throw new CtError(
+          'GUEST_PROTOCOL',
+          `a record announces ${length} bytes; the limit is ${MAX_RECORD_BYTES}`,
+        );
       }
       if (data.length < RECORD_HEADER_BYTES + length) break;
       this.#onRecord(data[0] as number, data.subarray(RECORD_HEADER_BYTES, RECORD_HEADER_BYTES + length));
       data = data.subarray(RECORD_HEADER_BYTES + length);
     }
     this.#carry = data.length === 0 ? Buffer.alloc(0) : Buffer.from(data);
+  }
+
+  /** Takes the bytes of an incomplete record out, for whoever reads on. */
+  takePending(): Buffer {
+    const pending = this.#carry;
+    this.#carry = Buffer.alloc(0);
+    return pending;
   }
 
   /** Bytes of an incomplete record; non-zero at the end of a stream means it was cut short. */

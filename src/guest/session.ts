@@ -1,0 +1,328 @@
+/**
+ * The host side of a running session with a guest agent: an HTTP/2 client (RFC 9113) whose peer is hostile.
+ * Runs in the link process of the VM, which has a memory limit and holds nothing but this run.
+ */
+import { randomBytes } from 'node:crypto';
+import { type ClientHttp2Session, type ClientHttp2Stream, connect, constants } from 'node:http2';
+import type { Socket } from 'node:net';
+import { printable } from '../core/bounded-tail.ts';
+import { withDeadline } from '../core/deadline.ts';
+import { CtError } from '../core/errors.ts';
+import {
+  ExecFlag,
+  ExecInput,
+  ExecOutput,
+  ExitFlag,
+  GuestPath,
+  IdentityRecord,
+} from '../protocol/guest-link.ts';
+import { encodeChunked, encodeRecord, RecordDecoder } from '../protocol/records.ts';
+import { startSession } from './handshake.ts';
+
+const STREAM_WINDOW_BYTES = 1024 * 1024;
+const SESSION_WINDOW_BYTES = 4 * 1024 * 1024;
+const MAX_FRAME_BYTES = 65_536;
+/** Texts of the guest agent: error messages and `key=value` lines. Guest-controlled. */
+const MAX_TEXT_BYTES = 8192;
+/** A liveness ping that takes longer means that the guest agent is gone; an emulated, overloaded guest needs seconds. */
+const PING_TIMEOUT_MS = 30_000;
+const PING_INTERVAL_MS = 10_000;
+
+export interface Identity {
+  readonly hostname: string;
+  /** dm-crypt cipher of the workspace volume: `<key bytes>:<cipher>`, or `none`. */
+  readonly volumeCipher: string;
+}
+
+export interface ExecRequest {
+  /** At least the program; looked up in env.PATH by the guest agent. */
+  readonly argv: readonly string[];
+  readonly builtin?: 'tree-in' | 'tree-out';
+  readonly env: Readonly<Record<string, string>>;
+  readonly cwd: string;
+  readonly uid: number;
+  readonly gid: number;
+  /** File made in SCRIPT_DIRECTORY before the program starts. */
+  readonly script?: { readonly name: string; readonly content: string };
+  /** Bytes for stdin; /dev/null without it. */
+  readonly stdin?: AsyncIterable<Uint8Array>;
+  /** A promise holds the guest's process back until it settles. */
+  readonly onOutput: (stream: 'stdout' | 'stderr', bytes: Buffer) => void | Promise<void>;
+  /** Hands out a function that sends a signal to the process group. */
+  readonly onStarted?: (sendSignal: (signal: number) => void) => void;
+  /** Kills the process group. The promise rejects with the signal's reason. */
+  readonly signal?: AbortSignal;
+}
+
+export type ExecResult =
+  | { readonly kind: 'exited'; readonly code: number; readonly oomKilled: boolean }
+  | { readonly kind: 'signalled'; readonly signal: number; readonly oomKilled: boolean }
+  | { readonly kind: 'failed'; readonly errno: number; readonly message: string };
+
+export class GuestSession {
+  readonly #http2: ClientHttp2Session;
+  readonly #lost = Promise.withResolvers<never>();
+  #lostError: CtError | undefined;
+  #pingTimer: NodeJS.Timeout | undefined;
+
+  private constructor(control: Socket) {
+    this.#lost.promise.catch(() => {});
+    this.#http2 = connect('http://guest', {
+      createConnection: () => control,
+      maxSessionMemory: 100,
+      peerMaxConcurrentStreams: 64,
+      settings: {
+        enablePush: false,
+        initialWindowSize: STREAM_WINDOW_BYTES,
+        maxFrameSize: MAX_FRAME_BYTES,
+        maxHeaderListSize: 4096,
+        maxConcurrentStreams: 0,
+      },
+    });
+    this.#http2.on('connect', () => this.#http2.setLocalWindowSize(SESSION_WINDOW_BYTES));
+    this.#http2.on('error', (error) =>
+      this.#lose(new CtError('GUEST_PROTOCOL', 'the guest link broke', { cause: error })),
+    );
+    this.#http2.on('close', () => this.#lose(new CtError('VMM_DIED', 'the guest link was closed')));
+    this.#http2.on('goaway', (code) =>
+      this.#lose(new CtError('GUEST_PROTOCOL', `the guest ended the session (${code})`)),
+    );
+  }
+
+  /** Starts the session and gives the clone its identity. Throws what {@link startSession} does, or GUEST_REFUSED. */
+  static async open(
+    control: Socket,
+    identity: Identity,
+    timeoutMs: number,
+  ): Promise<{ session: GuestSession; timings: Readonly<Record<string, number>> }> {
+    await startSession(control, timeoutMs);
+    const session = new GuestSession(control);
+    const body = Buffer.concat([
+      encodeRecord(IdentityRecord.entropy, randomBytes(256)),
+      encodeRecord(IdentityRecord.time, nowNanoseconds()),
+      encodeRecord(IdentityRecord.hostname, identity.hostname),
+      encodeRecord(IdentityRecord.volume, identity.volumeCipher),
+    ]);
+    const text = await withDeadline(
+      session.#call('PUT', GuestPath.identity, body),
+      timeoutMs,
+      () => new CtError('GUEST_UNRESPONSIVE', `the guest did not take its identity within ${timeoutMs} ms`),
+    );
+    return { session, timings: parseKeyValues(text) };
+  }
+
+  /** Rejects, never resolves, when the session is lost: race it against what you wait for. */
+  get lost(): Promise<never> {
+    return this.#lost.promise;
+  }
+
+  /** From now on a guest agent that does not answer a ping within 30 s counts as lost (GUEST_UNRESPONSIVE). */
+  watch(): void {
+    const schedule = (): void => {
+      this.#pingTimer = setTimeout(() => {
+        const late = setTimeout(() => {
+          this.#lose(
+            new CtError(
+              'GUEST_UNRESPONSIVE',
+              `the guest agent did not answer for ${PING_TIMEOUT_MS / 1000} s`,
+            ),
+          );
+        }, PING_TIMEOUT_MS);
+        const sent =
+          !this.#http2.destroyed &&
+          this.#http2.ping(() => {
+            clearTimeout(late);
+            if (!this.#lostError) schedule();
+          });
+        if (!sent) clearTimeout(late);
+      }, PING_INTERVAL_MS);
+    };
+    schedule();
+  }
+
+  /** Resource use as the guest agent sees it; the figures are the guest's own claims. */
+  async stats(): Promise<Readonly<Record<string, number>>> {
+    return parseKeyValues(await this.#call('GET', GuestPath.stats));
+  }
+
+  /** Runs one process to its end. Throws GUEST_PROTOCOL, GUEST_REFUSED, or what `lost` rejects with. */
+  async exec(request: ExecRequest): Promise<ExecResult> {
+    const stream = this.#request('POST', GuestPath.exec);
+    using cleanup = new DisposableStack();
+    cleanup.defer(() => stream.close(constants.NGHTTP2_CANCEL));
+    const aborted = Promise.withResolvers<never>();
+    aborted.promise.catch(() => {});
+    if (request.signal) {
+      const { signal } = request;
+      const onAbort = (): void => aborted.reject(signal.reason);
+      if (signal.aborted) onAbort();
+      signal.addEventListener('abort', onAbort, { once: true });
+      cleanup.defer(() => signal.removeEventListener('abort', onAbort));
+    }
+
+    stream.write(encodeExecSetup(request));
+    request.onStarted?.((signal) => {
+      if (stream.writable) stream.write(encodeRecord(ExecInput.signal, Uint8Array.of(signal)));
+    });
+    const feeding = request.stdin ? feed(stream, request.stdin) : Promise.resolve();
+    // A process may end without having read its stdin; what matters then is the exit. The source failing is another case.
+    const feedFailed = feeding.then(
+      () => new Promise<never>(() => {}),
+      (error) => Promise.reject(error),
+    );
+    return await Promise.race([readExec(stream, request.onOutput), feedFailed, aborted.promise, this.lost]);
+  }
+
+  /** Drops the session; the owner destroys the VM. */
+  close(): void {
+    clearTimeout(this.#pingTimer);
+    this.#http2.destroy();
+  }
+
+  #request(method: string, path: string): ClientHttp2Stream {
+    if (this.#lostError) throw this.#lostError;
+    const stream = this.#http2.request({ ':method': method, ':path': path }, { endStream: method === 'GET' });
+    // Reported through the session or through the reader of the stream.
+    stream.on('error', () => {});
+    return stream;
+  }
+
+  async #call(method: string, path: string, body?: Buffer): Promise<string> {
+    const stream = this.#request(method, path);
+    if (method !== 'GET') stream.end(body);
+    return Promise.race([readText(stream, path), this.lost]);
+  }
+
+  #lose(error: CtError): void {
+    if (this.#lostError) return;
+    this.#lostError = error;
+    this.#lost.reject(error);
+    this.close();
+  }
+}
+
+async function readText(stream: ClientHttp2Stream, path: string): Promise<string> {
+  const status = await responseStatus(stream);
+  const chunks: Buffer[] = [];
+  let bytes = 0;
+  for await (const chunk of stream) {
+    bytes += (chunk as Buffer).length;
+    if (bytes > MAX_TEXT_BYTES) throw new CtError('GUEST_PROTOCOL', `the answer to ${path} is too long`);
+    chunks.push(chunk as Buffer);
+  }
+  const text = Buffer.concat(chunks).toString('latin1');
+  if (status !== 200) {
+    throw new CtError(
+      'GUEST_REFUSED',
+      `the guest agent answered ${path} with ${status}: ${printable(text).trim()}`,
+    );
+  }
+  return text;
+}
+
+function responseStatus(stream: ClientHttp2Stream): Promise<number> {
+  const { promise, resolve, reject } = Promise.withResolvers<number>();
+  stream.once('response', (headers) => resolve(Number(headers[':status'])));
+  stream.once('close', () =>
+    reject(new CtError('GUEST_PROTOCOL', 'the guest closed a request without an answer')),
+  );
+  return promise;
+}
+
+async function readExec(stream: ClientHttp2Stream, onOutput: ExecRequest['onOutput']): Promise<ExecResult> {
+  const status = await responseStatus(stream);
+  if (status !== 200) {
+    const text: Buffer[] = [];
+    for await (const chunk of stream) if (text.length < 4) text.push(chunk as Buffer);
+    const detail = printable(Buffer.concat(text).subarray(0, MAX_TEXT_BYTES).toString('latin1')).trim();
+    throw new CtError('GUEST_REFUSED', `the guest agent refused to start a process (${status}): ${detail}`);
+  }
+  let result: ExecResult | undefined;
+  let output: [stream: 'stdout' | 'stderr', bytes: Buffer][] = [];
+  const decoder = new RecordDecoder((type, payload) => {
+    if (result) throw new CtError('GUEST_PROTOCOL', 'the guest sent a record after the exit of the process');
+    if (type === ExecOutput.stdout) output.push(['stdout', Buffer.from(payload)]);
+    else if (type === ExecOutput.stderr) output.push(['stderr', Buffer.from(payload)]);
+    else if (type === ExecOutput.exit || type === ExecOutput.failed) result = parseResult(type, payload);
+    else if (type !== ExecOutput.started) throw new CtError('GUEST_PROTOCOL', `unknown record type ${type}`);
+  });
+  for await (const chunk of stream) {
+    decoder.push(chunk as Buffer);
+    const decoded = output;
+    output = [];
+    for (const [name, bytes] of decoded) await onOutput(name, bytes);
+    if (result) return result;
+  }
+  throw new CtError('GUEST_PROTOCOL', 'the guest ended a process without its exit code');
+}
+
+function parseResult(type: number, payload: Buffer): ExecResult {
+  if (type === ExecOutput.failed) {
+    if (payload.length < 4) throw new CtError('GUEST_PROTOCOL', 'a `failed` record is too short');
+    const message = printable(payload.subarray(4, 4 + 512).toString('utf8'));
+    return { kind: 'failed', errno: payload.readUInt32BE(0), message };
+  }
+  const [kind, value, flags] = payload;
+  if (payload.length !== 3 || value === undefined || flags === undefined || (kind !== 0 && kind !== 1)) {
+    throw new CtError('GUEST_PROTOCOL', 'an `exit` record is malformed');
+  }
+  const oomKilled = (flags & ExitFlag.oomKilled) !== 0;
+  return kind === 0
+    ? { kind: 'exited', code: value, oomKilled }
+    : { kind: 'signalled', signal: value, oomKilled };
+}
+
+function encodeExecSetup(request: ExecRequest): Buffer {
+  const user = Buffer.alloc(8);
+  user.writeUInt32BE(request.uid, 0);
+  user.writeUInt32BE(request.gid, 4);
+  return Buffer.concat([
+    ...(request.builtin ? [encodeRecord(ExecInput.builtin, request.builtin)] : []),
+    ...request.argv.map((arg) => encodeRecord(ExecInput.arg, arg)),
+    ...Object.entries(request.env).map(([name, value]) => encodeRecord(ExecInput.env, `${name}=${value}`)),
+    encodeRecord(ExecInput.cwd, request.cwd),
+    encodeRecord(ExecInput.user, user),
+    ...(request.script
+      ? [
+          encodeRecord(ExecInput.scriptName, request.script.name),
+          ...encodeChunked(ExecInput.scriptData, Buffer.from(request.script.content)),
+        ]
+      : []),
+    encodeRecord(ExecInput.start, Uint8Array.of(request.stdin ? ExecFlag.stdin : 0)),
+  ]);
+}
+
+async function feed(stream: ClientHttp2Stream, source: AsyncIterable<Uint8Array>): Promise<void> {
+  for await (const chunk of source) {
+    for (const record of encodeChunked(ExecInput.stdin, chunk)) {
+      if (stream.closed || stream.destroyed) return;
+      if (!stream.write(record)) await drained(stream);
+    }
+  }
+  if (!stream.closed && !stream.destroyed) stream.write(encodeRecord(ExecInput.stdin));
+}
+
+function drained(stream: ClientHttp2Stream): Promise<void> {
+  const { promise, resolve } = Promise.withResolvers<void>();
+  const done = (): void => {
+    stream.off('drain', done).off('close', done);
+    resolve();
+  };
+  stream.once('drain', done).once('close', done);
+  return promise;
+}
+
+function nowNanoseconds(): Buffer {
+  const time = Buffer.alloc(8);
+  time.writeBigUInt64BE(BigInt(Date.now()) * 1_000_000n);
+  return time;
+}
+
+function parseKeyValues(text: string): Readonly<Record<string, number>> {
+  const values: Record<string, number> = Object.create(null);
+  for (const line of text.split('\n').slice(0, 64)) {
+    const match = /^([a-z_]{1,40})=(\d{1,15})$/.exec(line);
+    if (match?.[1] && match[2]) values[match[1]] = Number(match[2]);
+  }
+  return values;
+}

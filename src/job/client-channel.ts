@@ -1,0 +1,173 @@
+/**
+ * The link process's end of the connection to the client (src/protocol/run.ts): the client belongs to the user whose
+ * job this is, so its bytes are checked but not feared; a slow client holds the guest back.
+ */
+import type { Socket } from 'node:net';
+import { CtError } from '../core/errors.ts';
+import { ClientRecord, type RunEvent, ServerRecord } from '../protocol/run.ts';
+import { encodeChunked, encodeRecord, RecordDecoder } from '../protocol/records.ts';
+
+/** A client that stopped reading and sends on is paused; this much waits in memory. */
+const MAX_QUEUED_BYTES = 1024 * 1024;
+
+export class ClientChannel {
+  readonly #socket: Socket;
+  readonly #tree: ByteQueue;
+  readonly #stdin: ByteQueue;
+  readonly #cancelled = Promise.withResolvers<CtError>();
+  #onSignal: (signal: number) => void = () => {};
+  #gone = false;
+
+  /** `pending`: bytes that were read from the socket before this side got it. */
+  constructor(socket: Socket, pending: Buffer) {
+    this.#socket = socket;
+    const flow = (): void => {
+      if (this.#tree.bytes + this.#stdin.bytes < MAX_QUEUED_BYTES) socket.resume();
+      else socket.pause();
+    };
+    this.#tree = new ByteQueue(flow);
+    this.#stdin = new ByteQueue(flow);
+    const decoder = new RecordDecoder((type, payload) => this.#record(type, payload));
+    const onData = (chunk: Buffer): void => {
+      try {
+        decoder.push(chunk);
+        flow();
+      } catch (error) {
+        this.#cancelled.resolve(new CtError('HOST_PROTOCOL', 'the client sent something malformed', { cause: error }));
+        socket.destroy();
+      }
+    };
+    socket.on('data', onData);
+    socket.on('error', () => {});
+    socket.on('close', () => this.#leave('the client went away'));
+    socket.on('end', () => this.#leave('the client went away'));
+    if (pending.length > 0) onData(pending);
+  }
+
+  /** Resolves with the reason when the client cancels or goes away. */
+  get cancelled(): Promise<CtError> {
+    return this.#cancelled.promise;
+  }
+
+  get tree(): AsyncIterable<Buffer> {
+    return this.#tree;
+  }
+
+  get stdin(): AsyncIterable<Buffer> {
+    return this.#stdin;
+  }
+
+  set onSignal(handler: (signal: number) => void) {
+    this.#onSignal = handler;
+  }
+
+  event(event: RunEvent): Promise<void> {
+    return this.#write([...encodeChunked(ServerRecord.event, Buffer.from(JSON.stringify(event)))]);
+  }
+
+  output(stream: 'stdout' | 'stderr', step: number, bytes: Buffer): Promise<void> {
+    const index = Buffer.alloc(2);
+    index.writeUInt16BE(step);
+    const type = stream === 'stdout' ? ServerRecord.stdout : ServerRecord.stderr;
+    // Records of the guest are at most as large as ours, and ours carry two bytes more.
+    const half = Math.ceil(bytes.length / 2);
+    const parts = bytes.length > 32_768 ? [bytes.subarray(0, half), bytes.subarray(half)] : [bytes];
+    return this.#write(parts.map((part) => encodeRecord(type, Buffer.concat([index, part]))));
+  }
+
+  artifacts(bytes: Buffer): Promise<void> {
+    return this.#write([...encodeChunked(ServerRecord.artifacts, bytes)]);
+  }
+
+  endArtifacts(): Promise<void> {
+    return this.#write([encodeRecord(ServerRecord.artifacts)]);
+  }
+
+  /** Flushes and closes the connection. */
+  async end(): Promise<void> {
+    if (this.#gone) return;
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.#socket.once('close', resolve);
+    this.#socket.end(() => this.#socket.destroySoon());
+    await promise;
+  }
+
+  #record(type: number, payload: Buffer): void {
+    if (type === ClientRecord.tree) this.#tree.push(payload);
+    else if (type === ClientRecord.stdin) this.#stdin.push(payload);
+    else if (type === ClientRecord.signal && payload.length === 1) this.#onSignal(payload.readUInt8(0));
+    else if (type === ClientRecord.cancel) {
+      this.#cancelled.resolve(new CtError('CANCELLED', 'the run was cancelled'));
+    } else throw new CtError('HOST_PROTOCOL', `unexpected record type ${type} from the client`);
+  }
+
+  #leave(why: string): void {
+    this.#gone = true;
+    this.#cancelled.resolve(new CtError('CANCELLED', why));
+    this.#tree.fail(new CtError('CANCELLED', why));
+    this.#stdin.fail(new CtError('CANCELLED', why));
+  }
+
+  async #write(records: readonly Buffer[]): Promise<void> {
+    if (this.#gone) return;
+    if (this.#socket.write(records.length === 1 ? (records[0] as Buffer) : Buffer.concat(records))) return;
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const done = (): void => {
+      this.#socket.off('drain', done).off('close', done);
+      resolve();
+    };
+    this.#socket.once('drain', done).once('close', done);
+    await promise;
+  }
+}
+
+/** Chunks between a socket and one reader; an empty chunk ends it. */
+class ByteQueue implements AsyncIterable<Buffer> {
+  bytes = 0;
+  readonly #chunks: Buffer[] = [];
+  readonly #onTaken: () => void;
+  #ended = false;
+  #error: CtError | undefined;
+  #wake: (() => void) | undefined;
+
+  constructor(onTaken: () => void) {
+    this.#onTaken = onTaken;
+  }
+
+  push(payload: Buffer): void {
+    if (this.#ended) return;
+    if (payload.length === 0) {
+      this.#ended = true;
+    } else {
+      this.#chunks.push(Buffer.from(payload));
+      this.bytes += payload.length;
+    }
+    this.#wake?.();
+  }
+
+  fail(error: CtError): void {
+    if (this.#ended) return;
+    this.#error = error;
+    this.#wake?.();
+  }
+
+  async *[Symbol.asyncIterator](): AsyncGenerator<Buffer> {
+    for (;;) {
+      const chunk = this.#chunks.shift();
+      if (chunk) {
+        this.bytes -= chunk.length;
+        this.#onTaken();
+        yield chunk;
+      } else if (this.#ended) {
+        return;
+      } else if (this.#error) {
+        throw this.#error;
+      } else {
+        const { promise, resolve } = Promise.withResolvers<void>();
+        this.#wake = resolve;
+        await promise;
+        this.#wake = undefined;
+      }
+    }
+  }
+}

@@ -1,0 +1,236 @@
+/**
+ * The part of a job's life that happens with a guest: stage, run, collect (docs/architecture.md). Runs in the link
+ * process; what comes before (admit, claim) and after (destroy) is the daemon's.
+ */
+import { BoundedTail } from '../core/bounded-tail.ts';
+import { CtError, errorReport, toCtError } from '../core/errors.ts';
+import type { ExecRequest, ExecResult, GuestSession } from '../guest/session.ts';
+import type { ImageManifest } from '../image/manifest.ts';
+import { SCRIPT_DIRECTORY, WORKSPACE_DIRECTORY } from '../protocol/guest-link.ts';
+import type { JobOutcome, JobRequest, JobResult, StepOutcome, StepRequest } from '../protocol/run.ts';
+import type { ClientChannel } from './client-channel.ts';
+import { hintFor } from './hints.ts';
+
+/** What of a failed step's output is searched for a hint. Guest-controlled. */
+const HINT_TAIL_BYTES = 16_384;
+
+export interface RunnerOptions {
+  readonly run: string;
+  readonly request: JobRequest;
+  readonly session: GuestSession;
+  readonly client: ClientChannel;
+  readonly image: Pick<ImageManifest, 'name' | 'user' | 'env'>;
+}
+
+/** Runs the job to its end, whatever that is; never rejects. */
+export async function runJob(options: RunnerOptions): Promise<JobResult> {
+  const { client, request } = options;
+  const controller = new AbortController();
+  void client.cancelled.then((reason) => controller.abort(reason));
+  const timer = setTimeout(() => {
+    controller.abort(
+      new CtError('JOB_TIMEOUT', `the job ran longer than ${seconds(request.timeoutMs)}`, {
+        hint: 'raise `timeout` of the job if it needs longer',
+      }),
+    );
+  }, request.timeoutMs);
+  try {
+    return await new JobRun(options, controller.signal).run();
+  } catch (error) {
+    const failure = toCtError(error);
+    return { outcome: outcomeOf(failure), exitCode: failure.exitStatus, error: errorReport(failure) };
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+function outcomeOf(error: CtError): JobOutcome {
+  if (error.kind === 'timeout' || error.kind === 'cancelled') return error.kind;
+  return error.kind === 'policy' ? 'violation' : 'infrastructure';
+}
+
+class JobRun {
+  readonly #options: RunnerOptions;
+  readonly #signal: AbortSignal;
+  readonly #env: Readonly<Record<string, string>>;
+
+  constructor(options: RunnerOptions, signal: AbortSignal) {
+    this.#options = options;
+    this.#signal = signal;
+    const { user, env } = options.image;
+    this.#env = {
+      ...env,
+      HOME: user.home,
+      USER: user.name,
+      LOGNAME: user.name,
+      CI: 'true',
+      CT: 'true',
+      CT_JOB: options.request.name,
+      CT_RUN: options.run,
+      CT_WORKSPACE: WORKSPACE_DIRECTORY,
+      ...options.request.env,
+    };
+  }
+
+  async run(): Promise<JobResult> {
+    const { request } = this.#options;
+    if (request.sendsTree) await this.#stage();
+    let failed: { result: JobResult } | undefined;
+    for (const [index, step] of request.steps.entries()) {
+      const wanted = step.condition === 'always' || (step.condition === 'failure') === (failed !== undefined);
+      if (!wanted) {
+        await this.#stepEnd(index, step, 'skipped', 0);
+        continue;
+      }
+      const result = await this.#step(index, step);
+      if (result && !failed) failed = { result };
+    }
+    if (request.artifacts.length > 0) await this.#collect();
+    return failed?.result ?? { outcome: 'success', exitCode: 0 };
+  }
+
+  async #stage(): Promise<void> {
+    const startedAt = performance.now();
+    let bytes = 0;
+    const counted = async function* (tree: AsyncIterable<Buffer>): AsyncGenerator<Buffer> {
+      for await (const chunk of tree) {
+        bytes += chunk.length;
+        yield chunk;
+      }
+    };
+    const complaint = new BoundedTail(2048);
+    const result = await this.#exec({
+      builtin: 'tree-in',
+      argv: [WORKSPACE_DIRECTORY],
+      stdin: counted(this.#options.client.tree),
+      onOutput: (_, chunk) => complaint.push(chunk),
+    });
+    if (result.kind !== 'exited' || result.code !== 0) {
+      throw new CtError('WORKSPACE_STAGE_FAILED', `the working tree could not be written into the VM: ${complaint.text()}`, {
+        hint: 'if the volume is full, give the job more `resources.disk`',
+      });
+    }
+    await this.#options.client.event({ type: 'staged', durationMs: performance.now() - startedAt, bytes });
+  }
+
+  /** Undefined if the step succeeded, else what the job's result is because of it. */
+  async #step(index: number, step: StepRequest): Promise<JobResult | undefined> {
+    const { client } = this.#options;
+    const startedAt = performance.now();
+    await client.event({ type: 'step-start', step: index, name: step.name });
+    const tail = new BoundedTail(HINT_TAIL_BYTES);
+    const timeout = new AbortController();
+    const timer =
+      step.timeoutMs === undefined
+        ? undefined
+        : setTimeout(() => timeout.abort(new CtError('STEP_TIMEOUT', `step “${step.name}” ran longer than ${seconds(step.timeoutMs ?? 0)}`, { hint: 'raise the `timeout` of the step if it needs longer' })), step.timeoutMs);
+    try {
+      const script = step.script === undefined ? undefined : { name: `step-${index + 1}`, content: step.script };
+      const result = await this.#exec({
+        argv: step.argv.map((arg) => (script ? arg.replaceAll('{0}', `${SCRIPT_DIRECTORY}/${script.name}`) : arg)),
+        ...(script ? { script } : {}),
+        env: step.env,
+        cwd: step.workingDirectory,
+        ...(step.stdin ? { stdin: client.stdin } : {}),
+        onOutput: (stream, bytes) => {
+          tail.push(bytes);
+          return client.output(stream, index, bytes);
+        },
+        onStarted: (send) => {
+          client.onSignal = send;
+        },
+        signal: AbortSignal.any([this.#signal, timeout.signal]),
+      });
+      const exitCode = exitCodeOf(result);
+      const durationMs = performance.now() - startedAt;
+      if (exitCode === 0) {
+        await this.#stepEnd(index, step, 'success', durationMs, { exitCode });
+        return undefined;
+      }
+      const oomKilled = result.kind !== 'failed' && result.oomKilled;
+      const hint = hintFor({
+        output: tail.bytes(),
+        exitCode,
+        oomKilled,
+        image: this.#options.image.name,
+        memoryMib: this.#options.request.memoryMib,
+        ...(result.kind === 'failed' ? { startError: { errno: result.errno, program: step.argv[0] ?? '' } } : {}),
+      });
+      await this.#stepEnd(index, step, 'failure', durationMs, {
+        exitCode,
+        ...(result.kind === 'signalled' ? { signal: result.signal } : {}),
+        ...(hint === undefined ? {} : { hint }),
+      });
+      const why = result.kind === 'failed' ? `could not be started: ${result.message}` : `failed with exit code ${exitCode}`;
+      const error = errorReport(new CtError('JOB_FAILED', `step “${step.name}” ${why}`, { hint }));
+      return { outcome: 'failure', exitCode, error };
+    } catch (error) {
+      const failure = toCtError(error);
+      const outcome = failure.kind === 'timeout' || failure.kind === 'cancelled' ? failure.kind : 'failure';
+      await this.#stepEnd(index, step, outcome, performance.now() - startedAt);
+      throw failure;
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  async #stepEnd(
+    index: number,
+    step: StepRequest,
+    outcome: StepOutcome,
+    durationMs: number,
+    detail: { exitCode?: number; signal?: number; hint?: string } = {},
+  ): Promise<void> {
+    await this.#options.client.event({ type: 'step-end', step: index, name: step.name, outcome, durationMs, ...detail });
+  }
+
+  async #collect(): Promise<void> {
+    const { client, request } = this.#options;
+    const startedAt = performance.now();
+    let bytes = 0;
+    const complaint = new BoundedTail(2048);
+    const result = await this.#exec({
+      builtin: 'tree-out',
+      argv: [WORKSPACE_DIRECTORY, ...request.artifacts],
+      onOutput: (stream, chunk) => {
+        if (stream === 'stderr') return complaint.push(chunk);
+        bytes += chunk.length;
+        return client.artifacts(chunk);
+      },
+    });
+    if (result.kind !== 'exited' || result.code !== 0) {
+      throw new CtError('ARTIFACT_WRITE_FAILED', `the artifacts could not be read in the VM: ${complaint.text()}`);
+    }
+    await client.endArtifacts();
+    for (const line of complaint.text().split('\n')) {
+      if (line.trim() !== '') await client.event({ type: 'notice', level: 'warning', message: line.trim() });
+    }
+    await client.event({ type: 'collected', durationMs: performance.now() - startedAt, bytes });
+  }
+
+  #exec(
+    request: Pick<ExecRequest, 'argv' | 'onOutput'> & Partial<ExecRequest>,
+  ): Promise<ExecResult> {
+    const { user } = this.#options.image;
+    const cwd = request.cwd;
+    return this.#options.session.exec({
+      uid: user.uid,
+      gid: user.gid,
+      signal: this.#signal,
+      ...request,
+      env: { ...this.#env, ...request.env },
+      cwd: cwd === undefined || cwd === '' || cwd === '.' ? WORKSPACE_DIRECTORY : `${WORKSPACE_DIRECTORY}/${cwd}`,
+    });
+  }
+}
+
+/** Exit codes as a shell reports them: 128 + signal, 126 not executable, 127 not found. */
+function exitCodeOf(result: ExecResult): number {
+  if (result.kind === 'exited') return result.code;
+  if (result.kind === 'signalled') return 128 + result.signal;
+  return result.errno === 2 ? 127 : 126;
+}
+
+function seconds(ms: number): string {
+  return `${Math.round(ms / 100) / 10} s`;
+}

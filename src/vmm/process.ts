@@ -1,0 +1,81 @@
+/** The one place that starts VMM processes: through the launcher, with a literal environment and counted descriptors. */
+import { type ChildProcess, spawn } from 'node:child_process';
+import type { Socket } from 'node:net';
+import type { Readable } from 'node:stream';
+import { BoundedTail } from '../core/bounded-tail.ts';
+import { CONSOLE_TAIL_BYTES } from '../protocol/limits.ts';
+import type { VmExit } from './driver.ts';
+
+export interface VmmProcessOptions {
+  readonly launcherPath: string;
+  readonly program: string;
+  readonly args: readonly string[];
+  /** Descriptors 3, 4, …: `pipe` makes a socket pair whose other end is `sockets.get(n)`; `closed` leaves a gap. */
+  readonly fds: readonly ('pipe' | 'closed' | number)[];
+  /** Gives the VMM a new memfd: its descriptor and size. */
+  readonly memfd?: { readonly fd: number; readonly bytes: number };
+}
+
+/** SIGKILL reaches a VMM that hangs in anything but an uninterruptible system call. */
+export class VmmProcess {
+  readonly pid: number;
+  readonly exited: Promise<VmExit>;
+  readonly sockets = new Map<number, Socket>();
+  readonly #child: ChildProcess;
+  readonly #console = new BoundedTail(CONSOLE_TAIL_BYTES);
+  readonly #stderr = new BoundedTail(CONSOLE_TAIL_BYTES);
+
+  /**
+   * Starts the VMM. The caller owns every descriptor in `fds` and may close them when this returns. If the process
+   * cannot be started, `exited` settles with code 71 and `diagnostics` says why.
+   */
+  constructor(options: VmmProcessOptions) {
+    const lastFd = 2 + options.fds.length;
+    this.#child = spawn(
+      options.launcherPath,
+      [
+        'exec',
+        '--die-with-parent',
+        '--harden',
+        ...['--keep', String(Math.max(lastFd, options.memfd?.fd ?? 0))],
+        ...(options.memfd ? ['--memfd', `${options.memfd.fd}:${options.memfd.bytes}`] : []),
+        '--',
+        options.program,
+        ...options.args,
+      ],
+      {
+        stdio: ['ignore', 'pipe', 'pipe', ...options.fds.map((fd) => (fd === 'closed' ? 'ignore' : fd))],
+        env: { PATH: '/usr/bin:/bin', LC_ALL: 'C' },
+        // A group of its own: Ctrl-C in the terminal that started the daemon must not reach the VMs.
+        detached: true,
+      },
+    );
+    this.pid = this.#child.pid ?? -1;
+    this.exited = new Promise((resolve) => {
+      this.#child.once('error', (error) => {
+        this.#stderr.push(Buffer.from(`${error.message}\n`));
+        resolve({ code: 71, signal: null });
+      });
+      this.#child.once('close', (code, signal) => resolve({ code, signal }));
+    });
+    for (const [index, fd] of options.fds.entries()) {
+      const stream = this.#child.stdio[index + 3] as Socket | undefined;
+      if (fd === 'pipe' && stream) this.sockets.set(index + 3, stream);
+    }
+    (this.#child.stdout as Readable | null)?.on('data', (chunk: Buffer) => this.#console.push(chunk));
+    (this.#child.stderr as Readable | null)?.on('data', (chunk: Buffer) => this.#stderr.push(chunk));
+  }
+
+  /** The ends of the console and of stderr, without control characters. */
+  diagnostics(): string {
+    const parts = [this.#stderr.text().trim(), this.#console.text().trim()];
+    return parts.filter((part) => part !== '').join('\n');
+  }
+
+  /** Kills the process and waits until it is gone. Idempotent. */
+  async kill(): Promise<void> {
+    this.#child.kill('SIGKILL');
+    for (const socket of this.sockets.values()) socket.destroy();
+    await this.exited;
+  }
+}
