@@ -1,0 +1,350 @@
+/** A client of the host daemon: starts it on demand, asks it, and runs jobs through it. */
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { closeSync, openSync } from 'node:fs';
+import { mkdir } from 'node:fs/promises';
+import { request as httpRequest } from 'node:http';
+import type { Socket } from 'node:net';
+import { join } from 'node:path';
+import { PassThrough } from 'node:stream';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { CtError, messageOf } from '../core/errors.ts';
+import { buildId, entryPoint, launcherPath } from '../core/install.ts';
+import { socketDirectory } from '../core/paths.ts';
+import { MAX_JSON_BYTES } from '../protocol/limits.ts';
+import { encodeChunked, encodeRecord, RecordDecoder } from '../protocol/records.ts';
+import {
+  ClientRecord,
+  type JobRequest,
+  type JobResult,
+  type RunEvent,
+  ServerRecord,
+} from '../protocol/run.ts';
+import { API_INFO, API_JOBS, API_SHUTDOWN, type HostInfo, JOB_PROTOCOL } from './api.ts';
+
+export type { HostInfo } from './api.ts';
+
+const START_TIMEOUT_MS = 20_000;
+const ANSWER_TIMEOUT_MS = 10_000;
+/** Artifacts that wait for the disk. */
+const ARTIFACT_QUEUE_BYTES = 1024 * 1024;
+/** ct-launcher: another daemon holds the lock. */
+const EXIT_LOCK_HELD = 75;
+
+export interface JobIo {
+  /** The working tree as a tree stream; needed if the request says `sendsTree`. */
+  readonly tree?: AsyncIterable<Uint8Array>;
+  readonly stdin?: AsyncIterable<Uint8Array>;
+  readonly onEvent: (event: RunEvent) => void;
+  /** A promise holds the job back until it settles. */
+  readonly onOutput: (stream: 'stdout' | 'stderr', step: number, bytes: Buffer) => void | Promise<void>;
+  /** Takes the artifacts' tree stream, which is hostile. */
+  readonly onArtifacts?: (stream: AsyncIterable<Buffer>) => Promise<void>;
+  /** Cancels the job: the VM is destroyed, the result says `cancelled`. */
+  readonly signal: AbortSignal;
+}
+
+export interface HostClient {
+  info(): Promise<HostInfo>;
+  /** Ends the daemon unless it runs jobs; false if it does. */
+  shutdown(): Promise<boolean>;
+  /** Runs one job to its end. Throws HOST_UNREACHABLE, LINK_DIED, or what `tree`, `stdin` and the callbacks throw. */
+  runJob(request: JobRequest, io: JobIo): Promise<JobResult>;
+}
+
+/** Connects to the daemon of `ctHome`, and starts it if there is none or it is of another build. Throws HOST_UNREACHABLE. */
+export async function connectHost(options: {
+  readonly ctHome: string;
+  readonly signal?: AbortSignal;
+}): Promise<HostClient> {
+  const socketPath = join(await socketDirectory(options.ctHome), 'host.sock');
+  const client = new Client(socketPath);
+  const running = await client.info().catch(() => undefined);
+  if (running?.build === buildId()) return client;
+  if (running && !(await client.shutdown())) {
+    throw new CtError(
+      'HOST_UNREACHABLE',
+      `a host daemon of another build (process ${running.pid}) is running jobs`,
+      {
+        hint: 'wait until they have ended, or end that process',
+      },
+    );
+  }
+  const deadline = performance.now() + START_TIMEOUT_MS;
+  for (;;) {
+    options.signal?.throwIfAborted();
+    const failure = await startDaemon(options.ctHome, socketPath);
+    const info = await client.info().catch(() => undefined);
+    if (info?.build === buildId()) return client;
+    if (failure !== undefined || performance.now() > deadline) {
+      throw new CtError(
+        'HOST_UNREACHABLE',
+        `the host daemon did not start${failure === undefined ? '' : `: ${failure}`}`,
+        {
+          hint: `its messages are in ${logPath(options.ctHome)}`,
+        },
+      );
+    }
+    await sleep(50); // another client is starting it, or an old one is leaving
+  }
+}
+
+/** The daemon of `ctHome` if one runs; starts none. */
+export async function findHost(ctHome: string): Promise<HostClient | undefined> {
+  const client = new Client(join(await socketDirectory(ctHome), 'host.sock'));
+  const info = await client.info().catch(() => undefined);
+  return info ? client : undefined;
+}
+
+function logPath(ctHome: string): string {
+  return join(ctHome, 'host.log');
+}
+
+/** Returns when the daemon listens or another one holds the lock; a text if it failed. */
+async function startDaemon(ctHome: string, socketPath: string): Promise<string | undefined> {
+  await mkdir(ctHome, { recursive: true, mode: 0o700 });
+  const log = openSync(logPath(ctHome), 'w', 0o600);
+  const env: Record<string, string> = { PATH: process.env['PATH'] ?? '/usr/sbin:/usr/bin:/sbin:/bin' };
+  for (const name of ['HOME', 'NODE_COMPILE_CACHE', 'CT_HOST_IDLE_SECONDS', 'TMPDIR']) {
+    const value = process.env[name];
+    if (value !== undefined) env[name] = value;
+  }
+  const child = spawn(
+    launcherPath,
+    [
+      ...['exec', '--lock', join(ctHome, 'host.lock'), '--'],
+      ...[
+        process.execPath,
+        '--disable-warning=ExperimentalWarning',
+        entryPoint('host/daemon'),
+        ctHome,
+        socketPath,
+      ],
+    ],
+    { cwd: '/', detached: true, stdio: ['ignore', 'pipe', log], env },
+  );
+  closeSync(log);
+  child.unref();
+  const { stdout } = child;
+  if (!stdout) return 'no output';
+  try {
+    const started = once(stdout, 'data').then(() => undefined);
+    const exited = once(child, 'exit').then(([code]) =>
+      code === EXIT_LOCK_HELD ? undefined : `exit code ${code}`,
+    );
+    const timeout = sleep(START_TIMEOUT_MS, 'no answer in time', { ref: false });
+    return await Promise.race([started, exited, timeout]);
+  } catch (error) {
+    return messageOf(error);
+  } finally {
+    stdout.destroy();
+  }
+}
+
+class Client implements HostClient {
+  readonly #socketPath: string;
+
+  constructor(socketPath: string) {
+    this.#socketPath = socketPath;
+  }
+
+  async info(): Promise<HostInfo> {
+    const { status, body } = await this.#call('GET', API_INFO);
+    if (status !== 200) throw new CtError('HOST_PROTOCOL', `the host daemon answered ${status}`);
+    return JSON.parse(body) as HostInfo;
+  }
+
+  async shutdown(): Promise<boolean> {
+    return (await this.#call('POST', API_SHUTDOWN)).status === 200;
+  }
+
+  async runJob(request: JobRequest, io: JobIo): Promise<JobResult> {
+    const socket = await this.#upgrade();
+    try {
+      return await new JobStream(socket, io).run(request);
+    } finally {
+      socket.destroy();
+    }
+  }
+
+  async #call(method: string, path: string): Promise<{ status: number; body: string }> {
+    const { promise, resolve, reject } = Promise.withResolvers<{ status: number; body: string }>();
+    const request = httpRequest({
+      socketPath: this.#socketPath,
+      method,
+      path,
+      timeout: ANSWER_TIMEOUT_MS,
+      agent: false,
+    });
+    request.on('timeout', () => request.destroy(new Error('no answer in time')));
+    request.on('error', (error) => reject(unreachable(error)));
+    request.on('response', async (response) => {
+      try {
+        const chunks: Buffer[] = [];
+        for await (const chunk of response) chunks.push(chunk as Buffer);
+        resolve({ status: response.statusCode ?? 0, body: Buffer.concat(chunks).toString('utf8') });
+      } catch (error) {
+        reject(unreachable(error));
+      }
+    });
+    request.end();
+    return promise;
+  }
+
+  #upgrade(): Promise<Socket> {
+    const { promise, resolve, reject } = Promise.withResolvers<Socket>();
+    const request = httpRequest({
+      socketPath: this.#socketPath,
+      method: 'POST',
+      path: API_JOBS,
+      agent: false,
+      headers: { connection: 'Upgrade', upgrade: JOB_PROTOCOL },
+    });
+    request.on('error', (error) => reject(unreachable(error)));
+    request.on('response', (response) => {
+      reject(new CtError('HOST_PROTOCOL', `the host daemon refused the job (${response.statusCode})`));
+    });
+    request.on('upgrade', (_, socket: Socket, head) => {
+      if (head.length > 0) socket.unshift(head);
+      resolve(socket);
+    });
+    request.end();
+    return promise;
+  }
+}
+
+function unreachable(error: unknown): CtError {
+  return new CtError('HOST_UNREACHABLE', `the host daemon cannot be reached: ${messageOf(error)}`, {
+    cause: error,
+  });
+}
+
+class JobStream {
+  readonly #socket: Socket;
+  readonly #io: JobIo;
+  readonly #failed = Promise.withResolvers<never>();
+  #artifacts: { readonly queue: PassThrough; readonly done: Promise<void> } | undefined;
+
+  constructor(socket: Socket, io: JobIo) {
+    this.#socket = socket;
+    this.#io = io;
+    this.#failed.promise.catch(() => {});
+    socket.on('error', () => {}); // the reader sees the end of the stream
+  }
+
+  async run(request: JobRequest): Promise<JobResult> {
+    const { signal } = this.#io;
+    const cancel = (): void => void this.#socket.write(encodeRecord(ClientRecord.cancel));
+    for (const record of encodeChunked(ClientRecord.request, Buffer.from(JSON.stringify(request)))) {
+      this.#socket.write(record);
+    }
+    this.#socket.write(encodeRecord(ClientRecord.requestEnd));
+    if (signal.aborted) cancel();
+    signal.addEventListener('abort', cancel, { once: true });
+    try {
+      return await Promise.race([this.#read(), this.#failed.promise]);
+    } finally {
+      signal.removeEventListener('abort', cancel);
+    }
+  }
+
+  async #read(): Promise<JobResult> {
+    let records: [type: number, payload: Buffer][] = [];
+    const decoder = new RecordDecoder((type, payload) => records.push([type, Buffer.from(payload)]));
+    let json: Buffer[] = [];
+    for await (const chunk of this.#socket) {
+      decoder.push(chunk as Buffer);
+      const decoded = records;
+      records = [];
+      for (const [type, payload] of decoded) {
+        if (type === ServerRecord.event) {
+          json.push(payload);
+          const event = parseEvent(Buffer.concat(json));
+          if (!event) continue;
+          json = [];
+          if (event.type === 'done') {
+            await this.#finishArtifacts(event.result);
+            return event.result;
+          }
+          this.#event(event);
+        } else if (type === ServerRecord.stdout || type === ServerRecord.stderr) {
+          const name = type === ServerRecord.stdout ? 'stdout' : 'stderr';
+          await this.#io.onOutput(name, payload.readUInt16BE(0), payload.subarray(2));
+        } else if (type === ServerRecord.artifacts) {
+          await this.#artifact(payload);
+        } else {
+          throw new CtError('HOST_PROTOCOL', `unknown record type ${type} from the host daemon`);
+        }
+      }
+    }
+    throw new CtError('LINK_DIED', 'the connection to the job ended before its result', {
+      hint: 'the host daemon or the link process of the VM was killed; the VM is gone with it. Run the job again',
+    });
+  }
+
+  #event(event: RunEvent): void {
+    if (event.type === 'claimed') {
+      this.#feed(ClientRecord.tree, this.#io.tree);
+      this.#feed(ClientRecord.stdin, this.#io.stdin);
+    }
+    this.#io.onEvent(event);
+  }
+
+  #feed(type: number, source: AsyncIterable<Uint8Array> | undefined): void {
+    if (!source) return;
+    const send = async (): Promise<void> => {
+      for await (const chunk of source) {
+        for (const record of encodeChunked(type, chunk)) await this.#write(record);
+      }
+      await this.#write(encodeRecord(type));
+    };
+    send().catch((error) => this.#failed.reject(error));
+  }
+
+  async #write(record: Buffer): Promise<void> {
+    if (this.#socket.destroyed || this.#socket.write(record)) return;
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const done = (): void => {
+      this.#socket.off('drain', done).off('close', done);
+      resolve();
+    };
+    this.#socket.once('drain', done).once('close', done);
+    await promise;
+  }
+
+  /** Holds the job back while the receiver is behind. */
+  async #artifact(payload: Buffer): Promise<void> {
+    if (!this.#io.onArtifacts) return;
+    if (!this.#artifacts) {
+      const queue = new PassThrough({ highWaterMark: ARTIFACT_QUEUE_BYTES });
+      const done = this.#io.onArtifacts(queue);
+      done.catch((error) => {
+        queue.destroy();
+        this.#failed.reject(error);
+      });
+      this.#artifacts = { queue, done };
+    }
+    const { queue } = this.#artifacts;
+    if (payload.length === 0) queue.end();
+    else if (!queue.write(payload)) await Promise.race([once(queue, 'drain'), once(queue, 'close')]);
+  }
+
+  /** A job that ended while it sent artifacts leaves a stream that was cut short. */
+  async #finishArtifacts(result: JobResult): Promise<void> {
+    if (!this.#artifacts) return;
+    this.#artifacts.queue.end();
+    if (result.error) await this.#artifacts.done.catch(() => {});
+    else await this.#artifacts.done;
+  }
+}
+
+/** An event that was split over several records is not JSON until its last part has come. */
+function parseEvent(bytes: Buffer): RunEvent | undefined {
+  try {
+    return JSON.parse(bytes.toString('utf8')) as RunEvent;
+  } catch (error) {
+    if (bytes.length > MAX_JSON_BYTES)
+      throw new CtError('HOST_PROTOCOL', 'an event is too large', { cause: error });
+    return undefined;
+  }
+}

@@ -1,0 +1,72 @@
+/**
+ * Entry of the host daemon: `daemon <ct home> <socket>`. Started by the CLI on demand, through the launcher, which holds
+ * the lock that keeps a second daemon of the same CT_HOME away. Leaves after an idle time; SIGTERM waits for running
+ * jobs, a second one does not. A kill -9 takes every VM with it (they die with their parent) and leaves no file.
+ */
+import { rmSync } from 'node:fs';
+import { mkdir, readdir, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { messageOf } from '../core/errors.ts';
+import { ImageStore } from '../image/store.ts';
+import { Capacity, hostCapacity } from './capacity.ts';
+import { Machines } from './machines.ts';
+import { HostServer } from './server.ts';
+
+const DEFAULT_IDLE_SECONDS = 1800;
+
+async function main(): Promise<void> {
+  const [ctHome, socketPath] = process.argv.slice(2);
+  if (ctHome === undefined || socketPath === undefined) throw new Error('usage: daemon <ct home> <socket>');
+  const idleMs = Number(process.env['CT_HOST_IDLE_SECONDS'] ?? DEFAULT_IDLE_SECONDS) * 1000;
+
+  const scratchDirectory = join(ctHome, 'scratch');
+  await mkdir(scratchDirectory, { recursive: true, mode: 0o700 });
+  // We hold the lock of this CT_HOME: whatever lies here was left by a daemon that was killed.
+  for (const name of await readdir(scratchDirectory))
+    await rm(join(scratchDirectory, name), { recursive: true });
+
+  const machines = new Machines({ ctHome, images: new ImageStore(ctHome), scratchDirectory });
+  let idleTimer: NodeJS.Timeout | undefined;
+  const whenIdle = (busy: boolean): void => {
+    clearTimeout(idleTimer);
+    if (!busy) idleTimer = setTimeout(() => void leave(), idleMs);
+  };
+  const server = new HostServer({
+    ctHome,
+    machines,
+    capacity: new Capacity(hostCapacity()),
+    onActivity: whenIdle,
+    onShutdown: () => void leave(),
+  });
+
+  let leaving = false;
+  const leave = async (): Promise<void> => {
+    if (leaving) process.exit(1);
+    leaving = true;
+    // First the name: a client that comes now starts a new daemon, which waits for our lock.
+    rmSync(socketPath, { force: true });
+    server.http.close();
+    await server.drained();
+    await machines.close();
+    process.exit(0);
+  };
+  process.on('SIGTERM', () => void leave());
+  process.on('SIGINT', () => void leave());
+  process.on('SIGHUP', () => {});
+
+  rmSync(socketPath, { force: true });
+  process.umask(0o177);
+  server.http.listen(socketPath, () => {
+    process.umask(0o077);
+    whenIdle(false);
+    process.stdout.write('listening\n');
+  });
+  server.http.on('error', fail);
+}
+
+function fail(error: unknown): void {
+  process.stderr.write(`ct host: ${messageOf(error)}\n`);
+  process.exit(1);
+}
+
+main().catch(fail);

@@ -1,0 +1,82 @@
+/**
+ * What the host daemon and a link process say to each other over their IPC channel. The link process has read guest
+ * bytes and is not trusted: the daemon takes only messages that `parseLinkReply` accepts.
+ */
+import { CtError, ERROR_CODES, type ErrorCode, type ErrorReport } from '../core/errors.ts';
+import type { Identity } from '../guest/session.ts';
+import type { ImageManifest } from '../image/manifest.ts';
+import type { JobOutcome, JobRequest, JobResult, RunEvent } from '../protocol/run.ts';
+
+export type LinkCommand =
+  /** With the control channel of a booting VM. Answer: `ready`. */
+  | { readonly type: 'await-ready'; readonly timeoutMs: number }
+  /** With the control channel of a ready or restoring VM. Answer: `opened`. */
+  | { readonly type: 'open'; readonly identity: Identity; readonly timeoutMs: number }
+  /** Runs the probe program once. Answer: `probed`, when its first byte has arrived. */
+  | { readonly type: 'probe'; readonly user: ImageManifest['user'] }
+  /** With the connection of a client. Answer: `job-done`. */
+  | {
+      readonly type: 'job';
+      readonly run: string;
+      readonly request: JobRequest;
+      readonly image: Pick<ImageManifest, 'name' | 'user' | 'env'>;
+      readonly claimed: RunEvent;
+      /** Bytes the daemon read from the client's connection and did not use, base64. */
+      readonly pending: string;
+    }
+  /** The VM is gone: tell the client, close its connection, exit. `error` replaces an infrastructure error. */
+  | { readonly type: 'destroyed'; readonly durationMs: number; readonly error?: ErrorReport };
+
+export type LinkReply =
+  | { readonly type: 'ready' }
+  | { readonly type: 'opened'; readonly timings: Readonly<Record<string, number>> }
+  | { readonly type: 'probed' }
+  | { readonly type: 'job-done'; readonly result: JobResult }
+  | { readonly type: 'failed'; readonly error: ErrorReport };
+
+const MAX_TEXT_CHARACTERS = 32_768;
+const OUTCOMES: readonly string[] = [
+  'success',
+  'failure',
+  'timeout',
+  'cancelled',
+  'infrastructure',
+  'violation',
+] satisfies JobOutcome[];
+
+/** Throws LINK_DIED, since a link process that says something else is not ours any more. */
+export function parseLinkReply(message: unknown): LinkReply {
+  if (isObject(message)) {
+    const { type } = message;
+    if (type === 'ready' || type === 'probed') return { type };
+    if (type === 'opened' && isObject(message['timings'])) {
+      const timings: Record<string, number> = Object.create(null);
+      for (const [key, value] of Object.entries(message['timings']).slice(0, 64)) {
+        if (typeof value === 'number') timings[key.slice(0, 40)] = value;
+      }
+      return { type, timings };
+    }
+    if (type === 'failed') return { type, error: parseError(message['error']) };
+    if (type === 'job-done' && isObject(message['result'])) {
+      const { outcome, exitCode, error } = message['result'];
+      if (typeof outcome === 'string' && OUTCOMES.includes(outcome) && Number.isInteger(exitCode)) {
+        const result = { outcome: outcome as JobOutcome, exitCode: exitCode as number };
+        return { type, result: error === undefined ? result : { ...result, error: parseError(error) } };
+      }
+    }
+  }
+  throw new CtError('LINK_DIED', 'the link process of the VM sent something malformed');
+}
+
+function parseError(value: unknown): ErrorReport {
+  if (!isObject(value) || typeof value['code'] !== 'string' || !Object.hasOwn(ERROR_CODES, value['code'])) {
+    return { code: 'INTERNAL', message: 'the link process reported a malformed error' };
+  }
+  const text = (name: string): string => String(value[name]).slice(0, MAX_TEXT_CHARACTERS);
+  const report = { code: value['code'] as ErrorCode, message: text('message') };
+  return value['hint'] === undefined ? report : { ...report, hint: text('hint') };
+}
+
+function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null;
+}

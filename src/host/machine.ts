@@ -1,0 +1,163 @@
+/** One VM with its link process, from claim to teardown. */
+import { randomBytes } from 'node:crypto';
+import type { Socket } from 'node:net';
+import { CtError, type ErrorReport } from '../core/errors.ts';
+import type { Identity } from '../guest/session.ts';
+import type { ImageManifest } from '../image/manifest.ts';
+import type { JobRequest, JobResult, RunEvent } from '../protocol/run.ts';
+import type { Vm } from '../vmm/driver.ts';
+import type { Link } from './link.ts';
+import type { LinkCommand, LinkReply } from './link-messages.ts';
+
+/** Emulated hosts under load restore in seconds rather than milliseconds; a lost guest takes no longer than this. */
+const OPEN_TIMEOUT_MS = 30_000;
+/** How long the link process may take to flush the end of a run to its client. */
+const FAREWELL_TIMEOUT_MS = 10_000;
+
+export class Machine {
+  readonly #vm: Vm;
+  readonly #link: Link;
+  readonly #image: ImageManifest;
+  #vmExit: string | undefined;
+  #destroyed: Promise<number> | undefined;
+
+  private constructor(vm: Vm, link: Link, image: ImageManifest) {
+    this.#vm = vm;
+    this.#link = link;
+    this.#image = image;
+    void vm.exited.then(({ code, signal }) => {
+      this.#vmExit = signal === null ? `exit code ${code}` : signal;
+    });
+  }
+
+  /**
+   * Adopts a VM that boots or restores, gives it a link process and an identity. `startVm` is called here so that the
+   * channel changes hands before any byte is read. The VM is destroyed if this throws.
+   */
+  static async open(options: {
+    readonly link: Link;
+    readonly startVm: () => Vm;
+    readonly image: ImageManifest;
+    readonly volumeCipher: string;
+    /** Cold boots say when they are ready; clones are. */
+    readonly bootTimeoutMs?: number;
+  }): Promise<Machine> {
+    let vm: Vm;
+    try {
+      vm = options.startVm();
+    } catch (error) {
+      await options.link.kill();
+      throw error;
+    }
+    const machine = new Machine(vm, options.link, options.image);
+    try {
+      const identity: Identity = {
+        hostname: `ct-${randomBytes(6).toString('hex')}`,
+        volumeCipher: options.volumeCipher,
+      };
+      const timeoutMs = OPEN_TIMEOUT_MS + (options.bootTimeoutMs ?? 0);
+      await machine.#call({ type: 'open', identity, timeoutMs }, vm.control);
+      return machine;
+    } catch (error) {
+      const diagnosed = machine.#diagnose(error, 'VMM_RESTORE_FAILED');
+      await machine.destroy();
+      throw diagnosed;
+    }
+  }
+
+  get vmPid(): number {
+    return this.#vm.pid;
+  }
+
+  get linkPid(): number {
+    return this.#link.pid;
+  }
+
+  /** Runs the probe program; settles when its first byte has arrived on the host. */
+  async probe(): Promise<void> {
+    await this.#call({ type: 'probe', user: this.#image.user });
+  }
+
+  /** Runs a job for the client behind `socket`, which the link process takes over; then destroys the VM. */
+  async runJob(options: {
+    readonly run: string;
+    readonly request: JobRequest;
+    readonly claimed: RunEvent;
+    readonly socket: Socket;
+    readonly pending: Buffer;
+  }): Promise<JobResult> {
+    const { name, user, env } = this.#image;
+    let result: JobResult;
+    let error: ErrorReport | undefined;
+    try {
+      const reply = await this.#call(
+        {
+          type: 'job',
+          run: options.run,
+          request: options.request,
+          image: { name, user, env },
+          claimed: options.claimed,
+          pending: options.pending.toString('base64'),
+        },
+        options.socket,
+      );
+      if (reply.type !== 'job-done') throw new CtError('LINK_DIED', 'the link process gave the wrong answer');
+      result = reply.result;
+      if (result.outcome === 'infrastructure' && this.#vmExit !== undefined) {
+        const diagnosed = this.#diagnose(
+          new CtError('VMM_DIED', `the VMM ended while the job ran (${this.#vmExit})`),
+          'VMM_DIED',
+        );
+        error = { code: diagnosed.code, message: diagnosed.message };
+        result = { ...result, error };
+      }
+    } catch (cause) {
+      const failure = this.#diagnose(cause, 'VMM_DIED');
+      result = {
+        outcome: 'infrastructure',
+        exitCode: failure.exitStatus,
+        error: { code: failure.code, message: failure.message },
+      };
+    }
+    const durationMs = await this.#destroyVm();
+    this.#link.tell(
+      error === undefined ? { type: 'destroyed', durationMs } : { type: 'destroyed', durationMs, error },
+    );
+    const timer = setTimeout(() => void this.#link.kill(), FAREWELL_TIMEOUT_MS);
+    await this.#link.exited;
+    clearTimeout(timer);
+    return result;
+  }
+
+  /** Ordered teardown: VMM (its volume goes with it), then link process. Idempotent; returns its duration in ms. */
+  async destroy(): Promise<number> {
+    const durationMs = await this.#destroyVm();
+    await this.#link.kill();
+    return durationMs;
+  }
+
+  #destroyVm(): Promise<number> {
+    this.#destroyed ??= (async () => {
+      const startedAt = performance.now();
+      await this.#vm.destroy();
+      return performance.now() - startedAt;
+    })();
+    return this.#destroyed;
+  }
+
+  async #call(command: LinkCommand, socket?: Socket): Promise<LinkReply> {
+    return this.#link.call(command, socket);
+  }
+
+  /** Adds what the console said, and turns "the channel closed" into "the VMM died" where that is the reason. */
+  #diagnose(error: unknown, whenVmGone: 'VMM_RESTORE_FAILED' | 'VMM_DIED'): CtError {
+    const failure =
+      error instanceof CtError ? error : new CtError('INTERNAL', String(error), { cause: error });
+    const diagnostics = this.#vm.diagnostics();
+    const detail = diagnostics === '' ? '' : `\n${diagnostics}`;
+    const code = this.#vmExit === undefined ? failure.code : whenVmGone;
+    const exit =
+      this.#vmExit === undefined || failure.message.includes(this.#vmExit) ? '' : ` (VMM: ${this.#vmExit})`;
+    return new CtError(code, `${failure.message}${exit}${detail}`, { hint: failure.hint, cause: error });
+  }
+}

@@ -1,0 +1,285 @@
+/** The VMs of this host: which VMM runs them, their templates, and how one is claimed. */
+import { randomBytes } from 'node:crypto';
+import { readFileSync } from 'node:fs';
+import { rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { CtError } from '../core/errors.ts';
+import { launcherPath } from '../core/install.ts';
+import { runProgram } from '../core/run-program.ts';
+import { encodeCpio } from '../image/cpio.ts';
+import type { ImageStore } from '../image/store.ts';
+import type { Accelerator, VmSource } from '../protocol/run.ts';
+import type { BootSource, MachineShape, Template, VmmDriver } from '../vmm/driver.ts';
+import { type AcceleratorVerdict, KVM_BOOT_DEADLINE_MS, probeAccelerator } from '../vmm/probe.ts';
+import { QemuDriver } from '../vmm/qemu/driver.ts';
+import { volumeBlocks } from '../vmm/volume.ts';
+import { Link } from './link.ts';
+import { Machine } from './machine.ts';
+
+const QEMU_PATH = '/usr/bin/qemu-system-x86_64';
+/** Cold boots take 2 to 3 s under emulation on an idle machine; a hung one is tried once more. */
+const BOOT_TIMEOUT_MS = 45_000;
+/** Templates kept in memory; each holds about 100 MiB. The least recently used goes first. */
+const MAX_TEMPLATES = 4;
+/**
+ * Workspace ciphers by measurement (docs/adr/0004-workspace-cipher.md): without AES instructions of the real CPU,
+ * Adiantum is several times as fast as AES-XTS.
+ */
+const VOLUME_CIPHER: Readonly<Record<Accelerator, string>> = {
+  tcg: '32:xchacha12,aes-adiantum-plain64',
+  kvm: '64:aes-xts-plain64',
+};
+
+export interface Claim {
+  readonly machine: Machine;
+  readonly source: VmSource;
+  readonly driver: VmmDriver;
+  /** From the call to a VM with its identity. */
+  readonly claimMs: number;
+}
+
+export interface MachinesOptions {
+  readonly ctHome: string;
+  readonly images: ImageStore;
+  /** For volumes and initramfs files, which lose their names at once. */
+  readonly scratchDirectory: string;
+  /** Only tests that prove a search for leftovers say `none`. */
+  readonly volumeCipher?: string;
+  readonly qemuPath?: string;
+}
+
+export class Machines {
+  readonly #options: MachinesOptions;
+  readonly #templates = new Map<string, Promise<Template>>();
+  #driver: Promise<VmmDriver> | undefined;
+  #verdict: AcceleratorVerdict | undefined;
+
+  constructor(options: MachinesOptions) {
+    this.#options = options;
+  }
+
+  /** Undefined until the first VM. */
+  get accelerator(): AcceleratorVerdict | undefined {
+    return this.#verdict;
+  }
+
+  get templateCount(): number {
+    return this.#templates.size;
+  }
+
+  /**
+   * A clean VM of `shape`, restored from its template, which is made first if there is none (`onPreparing`). A template
+   * that does not restore is thrown away and made again once.
+   */
+  async claim(shape: MachineShape, onPreparing: (what: string) => void): Promise<Claim> {
+    const startedAt = performance.now();
+    const source = await this.#source(shape);
+    const driver = await this.#selectDriver(source, onPreparing);
+    for (let attempt = 1; ; attempt++) {
+      const link = new Link();
+      let template: Template;
+      try {
+        template = await this.#template(driver, source, onPreparing);
+      } catch (error) {
+        await link.kill();
+        throw error;
+      }
+      try {
+        const machine = await Machine.open({
+          link,
+          startVm: () => driver.restore(template, source),
+          image: source.manifest,
+          volumeCipher: this.#cipher(driver),
+        });
+        return { machine, source: 'clone', driver, claimMs: performance.now() - startedAt };
+      } catch (error) {
+        await this.#drop(shape);
+        if (attempt === 2) throw error;
+      }
+    }
+  }
+
+  /** A VM of `shape` that boots from its kernel, for figures and as a way out. */
+  async coldBoot(shape: MachineShape): Promise<Claim> {
+    const startedAt = performance.now();
+    const source = await this.#source(shape);
+    const driver = await this.#selectDriver(source, () => {});
+    await using initramfs = await this.#initramfs(source);
+    const machine = await Machine.open({
+      link: new Link(),
+      startVm: () => driver.boot({ ...source, initramfsPath: initramfs.path }),
+      image: source.manifest,
+      volumeCipher: this.#cipher(driver),
+      bootTimeoutMs: BOOT_TIMEOUT_MS,
+    });
+    return { machine, source: 'cold-boot', driver, claimMs: performance.now() - startedAt };
+  }
+
+  /** Releases all templates; running VMs are their owners' business. */
+  async close(): Promise<void> {
+    for (const template of [...this.#templates.values()]) {
+      await template.then((made) => made.close()).catch(() => {});
+    }
+    this.#templates.clear();
+  }
+
+  #cipher(driver: VmmDriver): string {
+    return this.#options.volumeCipher ?? VOLUME_CIPHER[driver.accelerator];
+  }
+
+  async #source(shape: MachineShape): Promise<BootSource> {
+    const { images } = this.#options;
+    const manifest = await images.manifest(shape.image);
+    return {
+      shape,
+      manifest,
+      kernelPath: await images.checkedBlobPath(manifest.kernel),
+      rootfsPath: await images.checkedBlobPath(manifest.rootfs),
+      initramfsPath: await images.checkedBlobPath(manifest.initramfs),
+    };
+  }
+
+  /** The image's initramfs with the volume's blocks behind it, as the kernel takes several archives in a row. */
+  async #initramfs(source: BootSource): Promise<AsyncDisposable & { readonly path: string }> {
+    const { scratchDirectory } = this.#options;
+    const blocks = await volumeBlocks({ scratchDirectory, launcherPath, sizeMib: source.shape.volumeMib });
+    const path = join(scratchDirectory, `initramfs-${process.pid}-${randomBytes(6).toString('hex')}`);
+    const dispose = (): Promise<void> => rm(path, { force: true });
+    try {
+      const segment = encodeCpio([{ name: 'volume.blocks', mode: 0o100400, data: blocks }]);
+      await writeFile(path, Buffer.concat([readFileSync(source.initramfsPath), segment]), {
+        mode: 0o600,
+        flag: 'wx',
+      });
+    } catch (error) {
+      await dispose();
+      throw error;
+    }
+    return { path, [Symbol.asyncDispose]: dispose };
+  }
+
+  async #template(
+    driver: VmmDriver,
+    source: BootSource,
+    onPreparing: (what: string) => void,
+  ): Promise<Template> {
+    const key = shapeKey(source.shape);
+    let template = this.#templates.get(key);
+    if (template) {
+      this.#templates.delete(key); // and to the end: most recently used
+    } else {
+      onPreparing(
+        `a template of ${source.manifest.name}, ${source.shape.cpus} cpu, ${source.shape.memoryMib} MiB`,
+      );
+      template = this.#makeTemplate(driver, source);
+      template.catch(() => this.#templates.delete(key));
+    }
+    this.#templates.set(key, template);
+    const [oldest] = this.#templates.keys();
+    if (this.#templates.size > MAX_TEMPLATES && oldest !== undefined) {
+      const evicted = this.#templates.get(oldest);
+      this.#templates.delete(oldest);
+      void evicted?.then((made) => made.close()).catch(() => {});
+    }
+    return template;
+  }
+
+  async #makeTemplate(driver: VmmDriver, source: BootSource): Promise<Template> {
+    for (let attempt = 1; ; attempt++) {
+      try {
+        return await this.#bootTemplate(driver, source);
+      } catch (error) {
+        if (attempt === 2) throw error;
+      }
+    }
+  }
+
+  async #bootTemplate(driver: VmmDriver, source: BootSource): Promise<Template> {
+    await using cleanup = new AsyncDisposableStack();
+    const initramfs = cleanup.use(await this.#initramfs(source));
+    const link = new Link();
+    cleanup.defer(() => link.kill());
+    const vm = driver.bootTemplate({ ...source, initramfsPath: initramfs.path });
+    cleanup.defer(() => vm.destroy());
+    try {
+      await link.call({ type: 'await-ready', timeoutMs: BOOT_TIMEOUT_MS }, vm.control);
+    } catch (error) {
+      throw withDiagnostics(error, vm.diagnostics());
+    }
+    return await vm.save();
+  }
+
+  async #drop(shape: MachineShape): Promise<void> {
+    const key = shapeKey(shape);
+    const template = this.#templates.get(key);
+    this.#templates.delete(key);
+    await template?.then((made) => made.close()).catch(() => {});
+  }
+
+  #selectDriver(source: BootSource, onPreparing: (what: string) => void): Promise<VmmDriver> {
+    this.#driver ??= this.#detect(source, onPreparing).catch((error) => {
+      this.#driver = undefined;
+      throw error;
+    });
+    return this.#driver;
+  }
+
+  async #detect(source: BootSource, onPreparing: (what: string) => void): Promise<VmmDriver> {
+    const version = await qemuVersion(this.#options.qemuPath ?? QEMU_PATH);
+    const driver = (accelerator: Accelerator): VmmDriver =>
+      new QemuDriver({
+        launcherPath,
+        qemuPath: this.#options.qemuPath ?? QEMU_PATH,
+        version,
+        accelerator,
+        tscKhz: tscKhz(),
+        volumeDirectory: this.#options.scratchDirectory,
+      });
+    const verdict = await probeAccelerator({
+      ctHome: this.#options.ctHome,
+      vmmVersion: `qemu ${version}`,
+      bootUnderKvm: async () => {
+        onPreparing('whether KVM works here, by booting a guest');
+        await using cleanup = new AsyncDisposableStack();
+        const initramfs = cleanup.use(await this.#initramfs(source));
+        const link = new Link();
+        cleanup.defer(() => link.kill());
+        const vm = driver('kvm').boot({ ...source, initramfsPath: initramfs.path });
+        cleanup.defer(() => vm.destroy());
+        await link.call({ type: 'await-ready', timeoutMs: KVM_BOOT_DEADLINE_MS }, vm.control);
+      },
+    });
+    this.#verdict = verdict;
+    return driver(verdict?.accelerator ?? 'tcg');
+  }
+}
+
+function shapeKey(shape: MachineShape): string {
+  return [shape.image, shape.cpus, shape.memoryMib, shape.volumeMib].join('/');
+}
+
+function withDiagnostics(error: unknown, diagnostics: string): CtError {
+  const failure = error instanceof CtError ? error : new CtError('INTERNAL', String(error), { cause: error });
+  if (diagnostics === '') return failure;
+  return new CtError(failure.code, `${failure.message}\n${diagnostics}`, {
+    hint: failure.hint,
+    cause: error,
+  });
+}
+
+/** Version of QEMU, `7.2.22`. Throws REQUIREMENT_MISSING or VMM_START_FAILED. */
+export async function qemuVersion(qemuPath: string = QEMU_PATH): Promise<string> {
+  const output = await runProgram({
+    file: qemuPath,
+    args: ['--version'],
+    maxOutputBytes: 4096,
+    failureCode: 'VMM_START_FAILED',
+  });
+  return /version (\d+\.\d+\.\d+)/.exec(output.toString())?.[1] ?? 'unknown';
+}
+
+/** The emulator's time stamp counter ticks with the host's. */
+function tscKhz(): number | undefined {
+  const mhz = /^cpu MHz\s*:\s*([\d.]+)$/m.exec(readFileSync('/proc/cpuinfo', 'utf8'))?.[1];
+  return mhz === undefined ? undefined : Math.round(Number(mhz) * 1000);
+}

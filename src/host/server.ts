@@ -1,0 +1,83 @@
+/** HTTP on the daemon's socket: information, shutdown, and jobs as upgraded connections. */
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
+import type { Socket } from 'node:net';
+import { buildId } from '../core/install.ts';
+import { API_INFO, API_JOBS, API_SHUTDOWN, type HostInfo, JOB_PROTOCOL } from './api.ts';
+import type { Capacity } from './capacity.ts';
+import { serveJob } from './jobs.ts';
+import type { Machines } from './machines.ts';
+
+export interface HostServerOptions {
+  readonly ctHome: string;
+  readonly machines: Machines;
+  readonly capacity: Capacity;
+  /** Called whenever the daemon becomes busy or idle. */
+  readonly onActivity: (busy: boolean) => void;
+  readonly onShutdown: () => void;
+}
+
+export class HostServer {
+  readonly http: Server;
+  readonly #options: HostServerOptions;
+  readonly #jobs = new Set<Promise<unknown>>();
+
+  constructor(options: HostServerOptions) {
+    this.#options = options;
+    this.http = createServer((request, response) => this.#handle(request, response));
+    this.http.on('upgrade', (request, socket: Socket, head) => this.#upgrade(request, socket, head));
+  }
+
+  /** Resolves when no job is left. */
+  async drained(): Promise<void> {
+    while (this.#jobs.size > 0) await Promise.allSettled(this.#jobs);
+  }
+
+  #info(): HostInfo {
+    const { machines, capacity, ctHome } = this.#options;
+    const { accelerator } = machines;
+    return {
+      pid: process.pid,
+      build: buildId(),
+      ctHome,
+      ...(accelerator ? { accelerator } : {}),
+      ...capacity.total,
+      runningJobs: this.#jobs.size - capacity.waiting,
+      waitingJobs: capacity.waiting,
+      templates: machines.templateCount,
+    };
+  }
+
+  #handle(request: IncomingMessage, response: ServerResponse): void {
+    const { method, url } = request;
+    if (method === 'GET' && url === API_INFO) {
+      response.setHeader('content-type', 'application/json').end(JSON.stringify(this.#info()));
+    } else if (method === 'POST' && url === API_SHUTDOWN) {
+      if (this.#jobs.size > 0) {
+        response.writeHead(409).end();
+      } else {
+        response.end();
+        this.#options.onShutdown();
+      }
+    } else {
+      response.writeHead(404).end();
+    }
+  }
+
+  #upgrade(request: IncomingMessage, socket: Socket, head: Buffer): void {
+    if (request.method !== 'POST' || request.url !== API_JOBS || request.headers.upgrade !== JOB_PROTOCOL) {
+      socket.end('HTTP/1.1 404 Not Found\r\nConnection: close\r\n\r\n');
+      return;
+    }
+    socket.setTimeout(0);
+    socket.write(
+      `HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: ${JOB_PROTOCOL}\r\n\r\n`,
+    );
+    if (head.length > 0) socket.unshift(head);
+    const job = serveJob(socket, this.#options).finally(() => {
+      this.#jobs.delete(job);
+      this.#options.onActivity(this.#jobs.size > 0);
+    });
+    this.#jobs.add(job);
+    this.#options.onActivity(true);
+  }
+}

@@ -1,0 +1,102 @@
+/** Parses a JobRequest once, at the edge of the host daemon. The client is the user's own process, and may be wrong. */
+import { CtError } from '../core/errors.ts';
+import { MAX_SCRIPT_BYTES, MAX_STEPS } from './limits.ts';
+import type { JobRequest, StepRequest } from './run.ts';
+
+/** execve(2): one argument or `NAME=value` string is at most 128 KiB with its NUL. */
+const MAX_ARGUMENT_BYTES = 131_071;
+/** What all arguments or variables of a step may take together; the kernel's own limit is a quarter of the stack. */
+const MAX_STRINGS = 10_000;
+
+/** Throws HOST_PROTOCOL naming the field. */
+export function parseJobRequest(value: unknown): JobRequest {
+  const request = object(value, 'request');
+  const steps = list(request['steps'], 'steps', MAX_STEPS).map((step, index) =>
+    parseStep(step, `steps[${index}]`),
+  );
+  return {
+    name: text(request['name'], 'name', 300),
+    image: digest(request['image'], 'image'),
+    cpus: integer(request['cpus'], 'cpus', 1, 1024),
+    memoryMib: integer(request['memoryMib'], 'memoryMib', 128, 64 * 1024 * 1024),
+    diskMib: integer(request['diskMib'], 'diskMib', 64, 64 * 1024 * 1024),
+    env: variables(request['env'], 'env'),
+    steps,
+    timeoutMs: integer(request['timeoutMs'], 'timeoutMs', 1, 2 ** 31 - 1),
+    artifacts: list(request['artifacts'], 'artifacts', 1000).map((glob, i) =>
+      text(glob, `artifacts[${i}]`, 4095),
+    ),
+    sendsTree: boolean(request['sendsTree'], 'sendsTree'),
+  };
+}
+
+function parseStep(value: unknown, at: string): StepRequest {
+  const step = object(value, at);
+  const condition = text(step['condition'], `${at}.condition`, 16);
+  if (condition !== 'success' && condition !== 'failure' && condition !== 'always')
+    return bad(`${at}.condition`);
+  const argv = list(step['argv'], `${at}.argv`, MAX_STRINGS).map((arg, i) =>
+    text(arg, `${at}.argv[${i}]`, MAX_ARGUMENT_BYTES),
+  );
+  if (argv.length === 0) return bad(`${at}.argv`);
+  return {
+    name: text(step['name'], `${at}.name`, 1000),
+    argv,
+    env: variables(step['env'], `${at}.env`),
+    workingDirectory: text(step['workingDirectory'], `${at}.workingDirectory`, 4095),
+    condition,
+    ...(step['script'] === undefined
+      ? {}
+      : { script: text(step['script'], `${at}.script`, MAX_SCRIPT_BYTES) }),
+    ...(step['timeoutMs'] === undefined
+      ? {}
+      : { timeoutMs: integer(step['timeoutMs'], `${at}.timeoutMs`, 1, 2 ** 31 - 1) }),
+    ...(step['stdin'] === undefined ? {} : { stdin: boolean(step['stdin'], `${at}.stdin`) }),
+  };
+}
+
+function bad(at: string): never {
+  throw new CtError('HOST_PROTOCOL', `the job request has an unusable \`${at}\``);
+}
+
+function object(value: unknown, at: string): Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value)
+    ? (value as Record<string, unknown>)
+    : bad(at);
+}
+
+function list(value: unknown, at: string, max: number): unknown[] {
+  return Array.isArray(value) && value.length <= max ? value : bad(at);
+}
+
+/** No NUL: it would end a string early on its way to execve. */
+function text(value: unknown, at: string, maxBytes: number): string {
+  return typeof value === 'string' && Buffer.byteLength(value) <= maxBytes && !value.includes('\0')
+    ? value
+    : bad(at);
+}
+
+function integer(value: unknown, at: string, min: number, max: number): number {
+  return Number.isInteger(value) && (value as number) >= min && (value as number) <= max
+    ? (value as number)
+    : bad(at);
+}
+
+function boolean(value: unknown, at: string): boolean {
+  return typeof value === 'boolean' ? value : bad(at);
+}
+
+function digest(value: unknown, at: string): string {
+  return typeof value === 'string' && /^sha256:[0-9a-f]{64}$/.test(value) ? value : bad(at);
+}
+
+function variables(value: unknown, at: string): Record<string, string> {
+  const entries = Object.entries(object(value, at));
+  if (entries.length > MAX_STRINGS) return bad(at);
+  const result: Record<string, string> = Object.create(null);
+  for (const [name, content] of entries) {
+    if (name === '' || name.includes('=') || name.includes('\0')) return bad(`${at}.${name}`);
+    result[name] = text(content, `${at}.${name}`, MAX_ARGUMENT_BYTES - Buffer.byteLength(name) - 1);
+  }
+  return result;
+}
