@@ -23,6 +23,3 @@ export const CONSOLE_TAIL_BYTES = 16_384;
 
 /** What the guest may send before the nonce echo: at most a stale `ready` line and noise. */
 export const MAX_PRE_SESSION_BYTES = 65_536;
-
-/** sockaddr_un.sun_path is 108 bytes with its NUL (unix(7)); Node truncates silently beyond. */
-export const MAX_SOCKET_PATH_BYTES = 107;
