@@ -1,0 +1,60 @@
+/*
+ * Numbers and strings of the guest link, the same as src/protocol/guest-link.ts; a test compares the two files.
+ * docs/guest-link.md has the meaning in prose.
+ */
+#ifndef CT_PROTOCOL_H
+#define CT_PROTOCOL_H
+
+#define CT_READY_LINE "ct-ready 1\n"
+#define CT_HELLO_MAGIC "CTHELLO1"
+#define CT_HELLO_NONCE_BYTES 32
+
+#define CT_GUEST_PATH_IDENTITY "/v1/identity"
+#define CT_GUEST_PATH_EXEC "/v1/exec"
+#define CT_GUEST_PATH_STATS "/v1/stats"
+#define CT_GUEST_PATH_SHUTDOWN "/v1/shutdown"
+
+#define CT_IDENTITY_RECORD_ENTROPY 0x01
+#define CT_IDENTITY_RECORD_TIME 0x02
+#define CT_IDENTITY_RECORD_HOSTNAME 0x03
+#define CT_IDENTITY_RECORD_VOLUME 0x04
+
+#define CT_EXEC_INPUT_ARG 0x10
+#define CT_EXEC_INPUT_ENV 0x11
+#define CT_EXEC_INPUT_CWD 0x12
+#define CT_EXEC_INPUT_USER 0x13
+#define CT_EXEC_INPUT_START 0x14
+#define CT_EXEC_INPUT_BUILTIN 0x15
+#define CT_EXEC_INPUT_SCRIPT_NAME 0x16
+#define CT_EXEC_INPUT_SCRIPT_DATA 0x17
+#define CT_EXEC_INPUT_STDIN 0x20
+#define CT_EXEC_INPUT_SIGNAL 0x21
+#define CT_EXEC_INPUT_KILL_ALL 0x22
+
+#define CT_EXEC_FLAG_STDIN 1
+
+#define CT_EXEC_OUTPUT_STARTED 0x30
+#define CT_EXEC_OUTPUT_STDOUT 0x31
+#define CT_EXEC_OUTPUT_STDERR 0x32
+#define CT_EXEC_OUTPUT_EXIT 0x33
+#define CT_EXEC_OUTPUT_FAILED 0x34
+
+#define CT_EXIT_FLAG_OOM_KILLED 1
+
+#define CT_SCRIPT_DIRECTORY "/run/ct/steps"
+#define CT_PROBE_PATH "/run/ct/bin/probe"
+#define CT_WORKSPACE_DIRECTORY "/workspace"
+#define CT_CONTROL_PORT_NAME "ct.control"
+
+#define CT_RECORD_HEADER_BYTES 5
+/* src/protocol/limits.ts: MAX_RECORD_BYTES. Host-controlled length; checked before anything is allocated. */
+#define CT_MAX_RECORD_BYTES 65536
+/* src/protocol/limits.ts: MAX_SCRIPT_BYTES. */
+#define CT_MAX_SCRIPT_BYTES (512 * 1024)
+/* src/protocol/limits.ts: MAX_PATH_BYTES, names and link targets in a tree stream. */
+#define CT_MAX_PATH_BYTES 4095
+
+#define CT_TREE_MAGIC "CTTREE1\n"
+#define CT_TREE_HEADER_BYTES 29
+
+#endif

@@ -1,0 +1,298 @@
+/* The workspace volume: see volume.h. */
+#include "volume.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include "console.h"
+#include "dm.h"
+#include "records.h"
+
+#define MAPPING "ct-workspace"
+#define MAX_KEY_BYTES 64
+/* Root-only place where the volume is mounted for the moment it takes to bind its directories. */
+#define STAGING "/run/ct/volume"
+/* src/vmm/volume.ts bounds the blocks of a volume to 16 MiB; more is a broken initramfs. */
+#define MAX_BLOCKS_BYTES (16L << 20)
+#define BLOCK_BYTES 4096
+
+/* devtmpfs as the initramfs mounted it, which no path leads to once the root is switched. */
+static int devices_fd = -1;
+static int backing_fd = -1;
+static uint64_t backing_bytes;
+static unsigned mapping_minor;
+static bool mapping_made;
+static uint8_t *blocks;
+static size_t blocks_bytes;
+/* Keeps the block device's page cache alive from the writing of the blocks to the mount, and ever after. */
+static int device_fd = -1;
+static int root_fd = -1;
+static bool encrypted;
+
+void volume_prepare(void)
+{
+	devices_fd = open("/dev", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	backing_fd = open("/dev/vdb", O_RDWR | O_CLOEXEC);
+	if (devices_fd < 0)
+		fatal("cannot open /dev: %s", strerror(errno));
+	if (backing_fd < 0) {
+		/* A machine without a volume still becomes ready; identity says what is missing. */
+		report("no workspace volume: /dev/vdb: %s", strerror(errno));
+		return;
+	}
+	if (ioctl(backing_fd, BLKGETSIZE64, &backing_bytes) < 0)
+		fatal("cannot get the size of /dev/vdb: %s", strerror(errno));
+
+	int fd = open("/volume.blocks", O_RDONLY | O_CLOEXEC);
+	struct stat status;
+	if (fd < 0 || fstat(fd, &status) < 0)
+		fatal("cannot open /volume.blocks: %s", strerror(errno));
+	if (status.st_size > MAX_BLOCKS_BYTES)
+		fatal("/volume.blocks has %lld bytes; the limit is %ld", (long long)status.st_size, MAX_BLOCKS_BYTES);
+	blocks_bytes = (size_t)status.st_size;
+	/* Pages of their own, so that they go back to the kernel whole once they are written. */
+	blocks = mmap(NULL, blocks_bytes + 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	if (blocks == MAP_FAILED)
+		fatal("no memory for /volume.blocks");
+	for (size_t have = 0; have < blocks_bytes;) {
+		ssize_t got = read(fd, blocks + have, blocks_bytes - have);
+		if (got <= 0)
+			fatal("cannot read /volume.blocks");
+		have += (size_t)got;
+	}
+	close(fd);
+
+	int result = dm_create(MAPPING, &mapping_minor);
+	if (result < 0)
+		fatal("cannot create the device-mapper device for the volume: %s", strerror(-result));
+	mapping_made = true;
+}
+
+static int fail(char *error, size_t size, const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+static int fail(char *error, size_t size, const char *format, ...)
+{
+	va_list arguments;
+	va_start(arguments, format);
+	vsnprintf(error, size, format, arguments);
+	va_end(arguments);
+	return -1;
+}
+
+/* `<key bytes>:<cipher>`; the cipher goes into a device-mapper table, so only what cannot end its field. */
+static int parse_cipher(const char *text, size_t *key_bytes, const char **cipher)
+{
+	char *end;
+	unsigned long number = strtoul(text, &end, 10);
+	if (!isdigit((unsigned char)text[0]) || *end != ':' || number < 16 || number > MAX_KEY_BYTES)
+		return -1;
+	*key_bytes = number;
+	*cipher = end + 1;
+	if (**cipher == '\0' || strlen(*cipher) > 64)
+		return -1;
+	for (const char *at = *cipher; *at; at++)
+		if (!isalnum((unsigned char)*at) && !strchr("-,()_:", *at))
+			return -1;
+	return 0;
+}
+
+static int map(const char *text, char *error, size_t error_size)
+{
+	size_t key_bytes;
+	const char *cipher;
+	if (parse_cipher(text, &key_bytes, &cipher) < 0)
+		return fail(error, error_size, "not a volume cipher: %.100s", text);
+
+	uint8_t key[MAX_KEY_BYTES];
+	char key_hex[2 * MAX_KEY_BYTES + 1];
+	char table[512];
+	if (getrandom(key, key_bytes, 0) != (ssize_t)key_bytes)
+		return fail(error, error_size, "getrandom: %s", strerror(errno));
+	for (size_t index = 0; index < key_bytes; index++)
+		snprintf(key_hex + 2 * index, 3, "%02x", key[index]);
+
+	/*
+	 * 4096-byte sectors: an eighth of the cipher calls. Without the work queues a bio is encrypted where it is
+	 * submitted, which saves two context switches per request.
+	 */
+	struct stat status;
+	if (fstat(backing_fd, &status) < 0)
+		return fail(error, error_size, "vdb: %s", strerror(errno));
+	snprintf(table, sizeof table,
+		 "%s %s 0 %u:%u 0 4 allow_discards sector_size:4096 no_read_workqueue no_write_workqueue", cipher, key_hex,
+		 major(status.st_rdev), minor(status.st_rdev));
+	int result = dm_load(MAPPING, "crypt", backing_bytes / 512, table, false, true);
+	explicit_bzero(key, sizeof key);
+	explicit_bzero(key_hex, sizeof key_hex);
+	explicit_bzero(table, sizeof table);
+	if (result < 0)
+		return fail(error, error_size, "dm-crypt with %s: %s", text, strerror(-result));
+	result = dm_resume(MAPPING, false);
+	if (result < 0)
+		return fail(error, error_size, "starting dm-crypt: %s", strerror(-result));
+	encrypted = true;
+	return 0;
+}
+
+/* /volume.blocks: u64 offset, u32 length, bytes, until end of file; docs/guest-link.md. */
+static int write_blocks(char *error, size_t error_size)
+{
+	size_t at = 0;
+	while (at < blocks_bytes) {
+		if (blocks_bytes - at < 12)
+			return fail(error, error_size, "/volume.blocks is cut short");
+		uint64_t offset = get_u64(blocks + at);
+		uint32_t length = get_u32(blocks + at + 8);
+		at += 12;
+		if (length > blocks_bytes - at || offset > backing_bytes || length > backing_bytes - offset)
+			return fail(error, error_size, "/volume.blocks does not fit the volume");
+		/* Into the page cache only: the mount finds the blocks there, and write-back encrypts them later. */
+		if (pwrite(device_fd, blocks + at, length, (off_t)offset) != (ssize_t)length)
+			return fail(error, error_size, "writing the volume's blocks: %s", strerror(errno));
+		at += length;
+	}
+	munmap(blocks, blocks_bytes + 1);
+	blocks = NULL;
+	return 0;
+}
+
+struct place {
+	const char *name;
+	const char *target;
+	mode_t mode;
+	bool owned_by_user;
+};
+
+static const struct place places[] = {
+	{ "workspace", "/workspace", 0755, true },
+	{ "home", "/home", 0755, false },
+	{ "tmp", "/tmp", 01777, false },
+	{ "var-tmp", "/var/tmp", 01777, false },
+};
+
+/* The user's home and its parents below /home; a home elsewhere is the image's own affair. */
+static int make_home(const struct job_user *user)
+{
+	if (strncmp(user->home, "/home/", 6) != 0 || strstr(user->home, "/../") || user->home[6] == '\0')
+		return 0;
+	char path[sizeof user->home];
+	snprintf(path, sizeof path, "%s", user->home + 1);
+	for (char *slash = path + strlen("home/"); (slash = strchr(slash, '/')); slash++) {
+		*slash = '\0';
+		if (mkdirat(root_fd, path, 0755) < 0 && errno != EEXIST)
+			return -1;
+		*slash = '/';
+	}
+	if (mkdirat(root_fd, path, 0700) < 0 && errno != EEXIST)
+		return -1;
+	return fchownat(root_fd, path, user->uid, user->gid, AT_SYMLINK_NOFOLLOW);
+}
+
+static int make_directories(const struct job_user *user, char *error, size_t error_size)
+{
+	for (size_t index = 0; index < sizeof places / sizeof places[0]; index++) {
+		const struct place *place = &places[index];
+		char path[64];
+		snprintf(path, sizeof path, STAGING "/%s", place->name);
+		/* The process's umask is 022, which would take bits from /tmp. */
+		if (mkdir(path, place->mode) < 0 || ((place->mode & 022) && chmod(path, place->mode) < 0) ||
+		    (place->owned_by_user && chown(path, user->uid, user->gid) < 0))
+			return fail(error, error_size, "making %s on the volume: %s", place->name, strerror(errno));
+		if (mount(path, place->target, NULL, MS_BIND, NULL) < 0)
+			return fail(error, error_size, "mounting %s: %s", place->target, strerror(errno));
+	}
+	if (make_home(user) < 0)
+		return fail(error, error_size, "making %s: %s", user->home, strerror(errno));
+	return 0;
+}
+
+int volume_open(const char *cipher, const struct job_user *user, struct volume_timing *timing, char *error,
+		size_t error_size)
+{
+	if (!mapping_made)
+		return fail(error, error_size, "there is no /dev/vdb");
+
+	uint64_t start = now_us();
+	char device[64];
+	if (strcmp(cipher, "none") == 0) {
+		snprintf(device, sizeof device, "/proc/self/fd/%d/vdb", devices_fd);
+	} else {
+		if (map(cipher, error, error_size) < 0)
+			return -1;
+		snprintf(device, sizeof device, "/proc/self/fd/%d/dm-%u", devices_fd, mapping_minor);
+	}
+	device_fd = open(device, O_RDWR | O_CLOEXEC);
+	if (device_fd < 0)
+		return fail(error, error_size, "opening the volume: %s", strerror(errno));
+	uint64_t mapped = now_us();
+
+	if (write_blocks(error, error_size) < 0)
+		return -1;
+	uint64_t written = now_us();
+
+	/*
+	 * Nothing on the volume outlives the VM: no barriers, no background initialisation of inode tables. The mount
+	 * flags are inherited by the bind mounts.
+	 */
+	if (mount(device, STAGING, "ext4", MS_NOSUID | MS_NODEV | MS_NOATIME, "noinit_itable,nobarrier,noquota") < 0)
+		return fail(error, error_size, "mounting the volume: %s", strerror(errno));
+	root_fd = open(STAGING, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (root_fd < 0)
+		return fail(error, error_size, "opening the volume: %s", strerror(errno));
+	uint64_t mounted = now_us();
+
+	if (make_directories(user, error, error_size) < 0)
+		return -1;
+	/* Only the bind mounts stay visible; root_fd keeps the rest alive. */
+	if (umount2(STAGING, MNT_DETACH) < 0)
+		return fail(error, error_size, "hiding the volume: %s", strerror(errno));
+	uint64_t done = now_us();
+
+	timing->map_us = mapped - start;
+	timing->blocks_us = written - mapped;
+	timing->mount_us = mounted - written;
+	timing->directories_us = done - mounted;
+	return 0;
+}
+
+void volume_close(void)
+{
+	if (!encrypted)
+		return;
+	/*
+	 * No clean unmount: that would write what nobody will ever read. Suspending first, because dm-crypt refuses to
+	 * touch its key while I/O runs.
+	 */
+	int result = dm_suspend_now(MAPPING);
+	if (result == 0)
+		result = dm_message(MAPPING, "key wipe", false);
+	if (result < 0)
+		report("cannot wipe the volume key: %s", strerror(-result));
+	encrypted = false;
+}
+
+void volume_usage(uint64_t *used_kib, uint64_t *size_kib)
+{
+	struct statfs status;
+	*used_kib = *size_kib = 0;
+	if (root_fd < 0 || fstatfs(root_fd, &status) < 0)
+		return;
+	uint64_t unit = (uint64_t)status.f_bsize;
+	*size_kib = status.f_blocks * unit / 1024;
+	*used_kib = (status.f_blocks - status.f_bfree) * unit / 1024;
+}
