@@ -10,13 +10,18 @@ import { type LinkCommand, type LinkReply, parseLinkReply } from './link-message
 /** Heap of a link process; trees and output stream through it, and hostile peers are bounded by it. */
 const LINK_HEAP_MIB = 96;
 
+interface Waiting {
+  readonly resolve: (reply: LinkReply) => void;
+  readonly reject: (error: CtError) => void;
+}
+
 export class Link {
   readonly pid: number;
   /** Settles when the process has ended; never rejects. */
   readonly exited: Promise<void>;
   readonly #child: ChildProcess;
   readonly #stderr = new BoundedTail(8192);
-  #waiting: { resolve: (reply: LinkReply) => void; reject: (error: CtError) => void } | undefined;
+  #waiting: Waiting | undefined;
   #hasExited = false;
 
   constructor() {
@@ -51,7 +56,8 @@ export class Link {
     this.#waiting = { resolve, reject };
     this.#send(command, socket);
     const reply = await promise;
-    if (reply.type === 'failed') throw new CtError(reply.error.code, reply.error.message, { hint: reply.error.hint });
+    if (reply.type === 'failed')
+      throw new CtError(reply.error.code, reply.error.message, { hint: reply.error.hint });
     return reply;
   }
 
@@ -84,7 +90,7 @@ export class Link {
     });
   }
 
-  #settle(how: (waiting: NonNullable<typeof this.#waiting>) => void): void {
+  #settle(how: (waiting: Waiting) => void): void {
     const waiting = this.#waiting;
     this.#waiting = undefined;
     if (waiting) how(waiting);
