@@ -44,7 +44,8 @@ export async function socketDirectory(ctHome: string): Promise<string> {
     (path): path is string => path?.startsWith('/') === true && isPrivateDirectory(path, uid),
   );
   const candidates = [...runtime, '/tmp'].map((base) => join(base, name));
-  const directory = candidates.find((path) => stat(path) !== undefined) ?? candidates[0] ?? join('/tmp', name);
+  const directory =
+    candidates.find((path) => stat(path) !== undefined) ?? candidates[0] ?? join('/tmp', name);
   requireSocketRoom(directory);
   mkdirSync(directory, { recursive: true, mode: 0o700 });
   requireOwn(directory, lstatSync(directory), GROUP_OR_OTHERS);

@@ -5,18 +5,17 @@ import { rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { CtError } from '../core/errors.ts';
 import { launcherPath } from '../core/install.ts';
-import { runProgram } from '../core/run-program.ts';
 import { encodeCpio } from '../image/cpio.ts';
 import type { ImageStore } from '../image/store.ts';
 import type { Accelerator, VmSource } from '../protocol/run.ts';
 import type { BootSource, MachineShape, Template, VmmDriver } from '../vmm/driver.ts';
 import { type AcceleratorVerdict, KVM_BOOT_DEADLINE_MS, probeAccelerator } from '../vmm/probe.ts';
 import { QemuDriver } from '../vmm/qemu/driver.ts';
+import { QEMU_PATH, qemuVersion } from '../vmm/qemu/version.ts';
 import { volumeBlocks } from '../vmm/volume.ts';
 import { Link } from './link.ts';
 import { Machine } from './machine.ts';
 
-const QEMU_PATH = '/usr/bin/qemu-system-x86_64';
 /** Cold boots take 2 to 3 s under emulation on an idle machine; a hung one is tried once more. */
 const BOOT_TIMEOUT_MS = 45_000;
 /** Templates kept in memory; each holds about 100 MiB. The least recently used goes first. */
@@ -265,17 +264,6 @@ function withDiagnostics(error: unknown, diagnostics: string): CtError {
     hint: failure.hint,
     cause: error,
   });
-}
-
-/** Version of QEMU, `7.2.22`. Throws REQUIREMENT_MISSING or VMM_START_FAILED. */
-export async function qemuVersion(qemuPath: string = QEMU_PATH): Promise<string> {
-  const output = await runProgram({
-    file: qemuPath,
-    args: ['--version'],
-    maxOutputBytes: 4096,
-    failureCode: 'VMM_START_FAILED',
-  });
-  return /version (\d+\.\d+\.\d+)/.exec(output.toString())?.[1] ?? 'unknown';
 }
 
 /** The emulator's time stamp counter ticks with the host's. */

@@ -1,0 +1,128 @@
+/** Every command of the CLI. `--help`, completion and docs/cli.md are made from this table. */
+import type { CommandSpec } from './command.ts';
+
+const JSON_OPTION = { name: 'json', help: 'print one JSON document on stdout' } as const;
+
+export const COMMANDS: readonly CommandSpec[] = [
+  {
+    name: 'run',
+    summary: 'run jobs, or one command, each in a microVM of its own',
+    description: [
+      'Runs the named jobs of ct.yml and what they need; without a name, every job. The working tree goes into the VM without what git ignores; artifacts come back to .ct/out/JOB.',
+      'With -- it runs one command in the current tree instead, and is as quiet as the command itself: stdin, stdout, stderr and the exit status are those of the command.',
+      'What a job writes goes to stdout and stderr as it wrote it; lines of ct go to stderr.',
+    ],
+    positionals: { placeholder: 'JOB', max: Number.POSITIVE_INFINITY, help: 'job of ct.yml' },
+    passthrough: { placeholder: 'CMD ARGS', help: 'command to run instead of jobs' },
+    options: [
+      { name: 'image', value: 'IMAGE', help: 'image to run in, over what the job says' },
+      { name: 'cpu', value: 'N', help: 'virtual CPUs, over what the job says' },
+      { name: 'memory', value: 'SIZE', help: 'memory of the VM, such as 512M or 4G, over what the job says' },
+      {
+        name: 'env',
+        short: 'e',
+        value: 'K=V',
+        repeat: true,
+        help: 'variable for every step; -e K takes its value from this environment',
+      },
+      { name: 'directory', short: 'C', value: 'DIR', help: 'start in DIR instead of the current directory' },
+      { name: 'no-ignore', help: 'send what git ignores too' },
+      { name: 'artifacts', value: 'DIR', help: 'put the artifacts of a job into DIR/JOB' },
+      { name: 'list', short: 'l', help: 'list the jobs and run nothing' },
+      { name: 'dryrun', short: 'n', help: 'show what would run and run nothing' },
+      {
+        name: 'progress',
+        value: 'MODE',
+        choices: ['auto', 'plain', 'tty', 'rawjson'],
+        help: 'auto, plain, tty (a live status line) or rawjson (every event and output as a line of JSON)',
+      },
+      {
+        ...JSON_OPTION,
+        help: 'print one JSON document with every result on stdout; all else goes to stderr',
+      },
+    ],
+    examples: [
+      { command: 'ct run build', what: 'the job `build` and what it needs' },
+      { command: 'ct run', what: 'all jobs, side by side where they may' },
+      { command: 'ct run -- make test', what: 'one command in the current tree' },
+      { command: 'git diff | ct run -- wc -l', what: 'stdin goes to the command' },
+      {
+        command: 'ct run --image debian-12 --cpu 4 --memory 4G -e V=1 build',
+        what: 'other values than ct.yml has',
+      },
+    ],
+    load: () => import('./commands/run.ts'),
+  },
+  {
+    name: 'doctor',
+    summary: 'check that this machine can run jobs, and say how to fix what is missing',
+    description: [
+      'Checks every requirement: ✓ is fine, ! works with a drawback, ✗ keeps jobs from running. Says whether jobs run under KVM or under software emulation, which is no security boundary.',
+      'Exit status 0 if jobs can run, 1 if not.',
+    ],
+    options: [JSON_OPTION],
+    examples: [{ command: 'ct doctor', what: 'all checks' }],
+    load: () => import('./commands/doctor.ts'),
+  },
+  {
+    name: 'init',
+    summary: 'write a commented ct.yml that fits this repository',
+    description: [
+      'Looks at what is in the current directory (npm, make, cargo, go, python) and writes a ct.yml that builds and tests it.',
+    ],
+    options: [
+      { name: 'directory', short: 'C', value: 'DIR', help: 'directory of the repository' },
+      { name: 'force', help: 'replace a ct.yml that exists' },
+    ],
+    examples: [{ command: 'ct init', what: 'write ./ct.yml' }],
+    load: () => import('./commands/init.ts'),
+  },
+  {
+    name: 'image build',
+    summary: 'build an image from its definition',
+    description: [
+      'Builds images/NAME.yml, and the image it extends, from the apt sources of this machine: root file system, kernel and initramfs, stored by content in CT_HOME. Does nothing if the image is current. `ct run` does the same when it has to.',
+    ],
+    positionals: { placeholder: 'NAME', max: 1, help: 'image to build; debian-12 if absent' },
+    options: [
+      { name: 'force', help: 'build even if the image is current' },
+      {
+        name: 'directory',
+        short: 'C',
+        value: 'DIR',
+        help: 'look for definitions from DIR instead of the current directory',
+      },
+      JSON_OPTION,
+    ],
+    examples: [
+      { command: 'ct image build', what: 'the default image' },
+      { command: 'ct image build --force debian-12', what: 'again, from fresh packages' },
+    ],
+    load: () => import('./commands/image/build.ts'),
+  },
+  {
+    name: 'image ls',
+    summary: 'list the images that are built',
+    description: ['Name, digest, size and kernel of every image in CT_HOME.'],
+    options: [JSON_OPTION],
+    examples: [{ command: 'ct image ls', what: 'as a table' }],
+    load: () => import('./commands/image/ls.ts'),
+  },
+  {
+    name: 'completion',
+    summary: 'print a script that completes ct in your shell',
+    description: ['Prints the completion script for bash, zsh or fish on stdout.'],
+    positionals: {
+      placeholder: 'SHELL',
+      max: 1,
+      help: 'bash, zsh or fish',
+      choices: ['bash', 'zsh', 'fish'],
+    },
+    options: [],
+    examples: [
+      { command: 'source <(ct completion bash)', what: 'for this shell; put it into ~/.bashrc to keep it' },
+      { command: 'ct completion fish > ~/.config/fish/completions/ct.fish', what: 'for fish' },
+    ],
+    load: () => import('./commands/completion.ts'),
+  },
+];

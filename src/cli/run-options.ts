@@ -1,0 +1,121 @@
+/** The options of `ct run`, checked. Pure. */
+import { resolve } from 'node:path';
+import { CtError } from '../core/errors.ts';
+import { parseSizeMib } from '../job/quantity.ts';
+import type { ParsedOptions } from './command.ts';
+
+export type ProgressMode = 'plain' | 'tty' | 'rawjson';
+
+export interface RunOptions {
+  readonly targets: readonly string[];
+  /** The `--` form. */
+  readonly command: readonly string[] | undefined;
+  readonly directory: string;
+  readonly overrides: {
+    readonly image?: string;
+    readonly cpus?: number;
+    readonly memoryMib?: number;
+    readonly env: Readonly<Record<string, string>>;
+  };
+  readonly respectIgnore: boolean;
+  /** Absolute; undefined for `.ct/out` of the project. */
+  readonly artifacts: string | undefined;
+  readonly action: 'run' | 'list' | 'dryrun';
+  readonly progress: ProgressMode;
+  readonly json: boolean;
+}
+
+export interface RunEnvironment {
+  readonly cwd: string;
+  readonly env: Readonly<Record<string, string | undefined>>;
+  readonly stderrIsTty: boolean;
+}
+
+/** Throws USAGE. */
+export function readRunOptions(parsed: ParsedOptions, around: RunEnvironment): RunOptions {
+  const command = parsed.passthrough;
+  if (command) {
+    const [job] = parsed.positionals;
+    if (command.length === 0) throw usage('there is no command after --', 'write: ct run -- CMD ARGS…');
+    if (job !== undefined) {
+      throw usage(
+        `a job (\`${job}\`) and a command after -- exclude each other`,
+        'run the job alone, or the command alone',
+      );
+    }
+  }
+  const [list, dryrun, json] = [parsed.has('list'), parsed.has('dryrun'), parsed.has('json')];
+  if (list && command)
+    throw usage('--list shows the jobs of ct.yml and takes no command', 'leave out what follows --');
+  if (list && dryrun) throw usage('--list and --dryrun exclude each other', 'choose one');
+  const mode = parsed.value('progress') ?? 'auto';
+  if (json && mode === 'rawjson') {
+    throw usage(
+      '--json and --progress=rawjson both want stdout',
+      'choose one; the last line of rawjson holds the document',
+    );
+  }
+  const artifacts = parsed.value('artifacts');
+  const image = parsed.value('image');
+  const cpus = readCpus(parsed.value('cpu'));
+  const memoryMib = readMemory(parsed.value('memory'));
+  return {
+    targets: parsed.positionals,
+    command,
+    directory: resolve(around.cwd, parsed.value('directory') ?? '.'),
+    overrides: {
+      ...(image === undefined ? {} : { image }),
+      ...(cpus === undefined ? {} : { cpus }),
+      ...(memoryMib === undefined ? {} : { memoryMib }),
+      env: readEnv(parsed.values('env'), around.env),
+    },
+    respectIgnore: !parsed.has('no-ignore'),
+    artifacts: artifacts === undefined ? undefined : resolve(around.cwd, artifacts),
+    action: list ? 'list' : dryrun ? 'dryrun' : 'run',
+    progress: mode === 'auto' ? autoMode(around) : (mode as ProgressMode),
+    json,
+  };
+}
+
+function autoMode({ stderrIsTty, env }: RunEnvironment): ProgressMode {
+  return stderrIsTty && env['TERM'] !== 'dumb' && env['CI'] !== 'true' ? 'tty' : 'plain';
+}
+
+function readCpus(text: string | undefined): number | undefined {
+  if (text === undefined) return undefined;
+  const cpus = /^[0-9]{1,3}$/.test(text) ? Number(text) : 0;
+  if (cpus < 1 || cpus > 256)
+    throw usage(`--cpu cannot be \`${text}\``, 'a whole number of virtual CPUs, at least 1');
+  return cpus;
+}
+
+function readMemory(text: string | undefined): number | undefined {
+  if (text === undefined) return undefined;
+  const mib = parseSizeMib(text);
+  if (mib === undefined || mib < 128) {
+    throw usage(`--memory cannot be \`${text}\``, 'a size such as 512M or 2G, at least 128M');
+  }
+  return mib;
+}
+
+function readEnv(
+  settings: readonly string[],
+  environment: Readonly<Record<string, string | undefined>>,
+): Record<string, string> {
+  const env: Record<string, string> = {};
+  for (const setting of settings) {
+    const at = setting.indexOf('=');
+    const name = at < 0 ? setting : setting.slice(0, at);
+    const value = at < 0 ? environment[name] : setting.slice(at + 1);
+    if (name === '') throw usage(`-e \`${setting}\` names no variable`, 'write -e NAME=VALUE');
+    if (value === undefined) {
+      throw usage(`-e ${name}: this environment has no variable ${name}`, `write -e ${name}=VALUE`);
+    }
+    env[name] = value;
+  }
+  return env;
+}
+
+function usage(message: string, hint: string): CtError {
+  return new CtError('USAGE', message, { hint });
+}
