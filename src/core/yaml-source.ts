@@ -19,6 +19,9 @@ const MAX_EXPANDED_NODES = 100_000;
 /** Problems shown in one report; the rest are counted. */
 export const MAX_REPORTED_PROBLEMS = 20;
 
+/** Syntax errors reported per file: those after the first are mostly its consequences. */
+const MAX_SYNTAX_PROBLEMS = 3;
+
 /** Columns of a source line shown in a report. */
 const MAX_EXCERPT_COLUMNS = 100;
 
@@ -217,16 +220,14 @@ export function parseYaml(
       uniqueKeys: false,
       stringKeys: true,
       resolveKnownTags: false,
-      logLevel: 'silent',
+      // At `silent` a second document goes unnoticed.
+      logLevel: 'error',
     });
   } catch (error) {
-    const message =
-      error instanceof RangeError
-        ? `nested more than ${MAX_DEPTH} levels deep`
-        : `not valid YAML: ${messageOf(error)}`;
+    const message = error instanceof RangeError ? 'nested too deeply' : `not valid YAML: ${messageOf(error)}`;
     return { root: undefined, problems: [{ code, span: span(0, 0), message }] };
   }
-  const complaints = [...document.errors, ...document.warnings].slice(0, MAX_REPORTED_PROBLEMS + 1);
+  const complaints = [...document.errors, ...document.warnings].slice(0, MAX_SYNTAX_PROBLEMS);
   if (complaints.length > 0) {
     const problems = complaints.map((error) => ({
       code,
@@ -255,7 +256,9 @@ function explainYaml(yamlCode: string, message: string): { message: string; hint
     case 'TAG_RESOLVE_FAILED':
       return { message: `YAML tags are not used here: ${firstLine(message)}` };
     case 'RESOURCE_EXHAUSTION':
-      return { message: `nested more than ${MAX_DEPTH} levels deep` };
+      return { message: 'nested too deeply' };
+    case 'NON_STRING_KEY':
+      return { message: 'a key must be a plain word or a string' };
     default:
       return { message: `not valid YAML: ${firstLine(message)}` };
   }
@@ -296,7 +299,10 @@ class Converter {
     this.#converted.set(node, undefined);
     const result = this.#convertNew(node, depth);
     if (result !== undefined && result.weight > MAX_EXPANDED_NODES) {
-      return this.#report(node, `aliases expand to more than ${MAX_EXPANDED_NODES} values`);
+      return this.#report(
+        node,
+        `more than ${MAX_EXPANDED_NODES} values, counting an alias as what it stands for`,
+      );
     }
     this.#converted.set(node, result);
     return result;

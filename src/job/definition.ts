@@ -4,6 +4,7 @@
  */
 import { MAX_STEPS } from '../protocol/limits.ts';
 import type { Template } from './expression.ts';
+import { formatSizeMib } from './quantity.ts';
 import {
   duration,
   type Infer,
@@ -62,6 +63,7 @@ const variableName: KeyRule = {
   name: '<NAME>',
   expected: 'a variable name (letters, digits and `_`, first no digit)',
   pattern: VARIABLE_PATTERN,
+  strictPattern: '^(?!CT$|CT_(?!HOME$))[A-Za-z_][A-Za-z0-9_]*$',
   refuse: (key) =>
     isReservedVariable(key)
       ? `\`${key}\` is reserved: ct sets \`CT\` and variables that start with \`CT_\``
@@ -73,12 +75,21 @@ const env = record(variableName, template({ expected: 'a string, number or boole
   expected: 'a mapping of variable names to values',
 });
 
+/** Scalars of `resources`, also for values that only an expression gives. */
+export const resourceSchemas = {
+  cpu: integer(1, 256),
+  memory: size(128, 4 * 1024 * 1024),
+  disk: size(256, 64 * 1024 * 1024),
+} as const;
+
 const resources = object(
   {
-    cpu: optional(orTemplate(integer(1, 256)), 'Virtual CPUs.', { fallback: `${DEFAULT_CPUS}` }),
-    memory: optional(orTemplate(size(128, 4 * 1024 * 1024)), 'Memory of the VM.', { fallback: '`2G`' }),
-    disk: optional(orTemplate(size(256, 64 * 1024 * 1024)), 'Size of the encrypted workspace volume.', {
-      fallback: '`10G`',
+    cpu: optional(orTemplate(resourceSchemas.cpu), 'Virtual CPUs.', { fallback: `${DEFAULT_CPUS}` }),
+    memory: optional(orTemplate(resourceSchemas.memory), 'Memory of the VM.', {
+      fallback: `\`${formatSizeMib(DEFAULT_MEMORY_MIB)}\``,
+    }),
+    disk: optional(orTemplate(resourceSchemas.disk), 'Size of the encrypted workspace volume.', {
+      fallback: `\`${formatSizeMib(DEFAULT_DISK_MIB)}\``,
     }),
     gpu: optional(integer(0, 64), 'GPUs.', { fallback: '0', unsupported: (count) => count > 0 }),
   },
@@ -323,7 +334,7 @@ export const jobFileSchema = object(
   { expected: 'a mapping with `version` and `jobs`', ignoredPrefix: 'x-' },
 );
 
-/** One file as parsed. Durations are `…` milliseconds, sizes MiB, env values and the like templates. */
+/** One file as parsed. Durations are milliseconds, sizes MiB, strings that may hold expressions templates. */
 export interface JobFileSpec extends Infer<typeof jobFileSchema> {}
 export interface DefaultsSpec extends Infer<typeof defaultsSchema> {}
 export interface JobSpec extends Infer<typeof jobSchema> {}

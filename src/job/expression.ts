@@ -175,7 +175,7 @@ export function unknownName(
 ): Problem {
   const known =
     reference.scope === 'matrix'
-      ? [...Object.keys(scope.matrix), ...scope.absentMatrix]
+      ? [...new Set([...Object.keys(scope.matrix), ...scope.absentMatrix])]
       : Object.keys(scope.env);
   const where =
     reference.scope === 'matrix'

@@ -5,7 +5,7 @@
  * Keys are kebab-case in the file and camelCase in the parsed value. Parsed values are plain objects; where
  * each of them stood in the file is kept beside them in {@link Locations}.
  */
-import { didYouMean } from '../core/suggest.ts';
+import { didYouMean, nearest } from '../core/suggest.ts';
 import type { Problem, SourceSpan, YamlEntry, YamlMap, YamlNode, YamlScalar } from '../core/yaml-source.ts';
 import { hasExpression, parseTemplate, type Template } from './expression.ts';
 import {
@@ -129,7 +129,12 @@ function scalar<T>(options: ScalarOptions<T>): ScalarSchema<T> {
       if ('value' in result && accepts.includes(node.type)) return result.value;
       return 'wrong' in result
         ? fail(context, node.span, result.wrong, result.hint)
-        : wrongType(node, expected, context);
+        : wrongType(
+            node,
+            expected,
+            context,
+            node.type === 'string' ? 'remove the quotes' : 'put it in quotes',
+          );
     },
   };
 }
@@ -254,7 +259,7 @@ export function template(options: { readonly expected: string; readonly empty?: 
   const { expected, empty = false } = options;
   return {
     expected,
-    typeName: 'string ⁽ᵉ⁾',
+    typeName: 'string (e)',
     jsonSchema: () => ({ type: ['string', 'number', 'boolean'], ...(empty ? {} : { minLength: 1 }) }),
     parse(node, context) {
       if (node.kind !== 'scalar' || node.type === 'null') return wrongType(node, expected, context);
@@ -269,7 +274,7 @@ export function template(options: { readonly expected: string; readonly empty?: 
 export function orTemplate<T>(schema: ScalarSchema<T>): Schema<T | Template> {
   return {
     expected: schema.expected,
-    typeName: `${schema.typeName} ⁽ᵉ⁾`,
+    typeName: `${schema.typeName} (e)`,
     jsonSchema: () => ({ anyOf: [schema.jsonSchema(), { type: 'string', pattern: '\\$\\{\\{' }] }),
     parse(node, context) {
       if (node.kind !== 'scalar' || !hasExpression(node.text)) return schema.parse(node, context);
@@ -361,6 +366,8 @@ export interface KeyRule {
   readonly pattern: string;
   /** Says why a key that matches the pattern is refused all the same. */
   readonly refuse?: (key: string) => string | undefined;
+  /** `pattern` and `refuse` in one, for the JSON Schema. */
+  readonly strictPattern?: string;
 }
 
 /** A mapping whose keys the user chooses. Keeps file order. */
@@ -377,7 +384,7 @@ export function record<T>(
     children: { kind: 'record', keyName: key.name, value },
     jsonSchema: () => ({
       type: 'object',
-      propertyNames: { pattern: key.pattern },
+      propertyNames: { pattern: key.strictPattern ?? key.pattern },
       additionalProperties: value.jsonSchema(),
       ...(min > 0 ? { minProperties: min } : {}),
       maxProperties: max,
@@ -524,7 +531,7 @@ export function objectWithRest<const F extends Fields, const R extends string, T
     children: { kind: 'object', fields, rest: { keyName: key.name, value, doc } },
     jsonSchema: () => ({
       ...closed.jsonSchema(),
-      propertyNames: { pattern: key.pattern },
+      propertyNames: { pattern: key.strictPattern ?? key.pattern },
       additionalProperties: value.jsonSchema(),
       minProperties: 1,
     }),
@@ -554,12 +561,15 @@ function parseObject(
 ): Record<string, unknown> | undefined {
   const values: Record<string, unknown> = {};
   const members = new Map<string | number, SourceSpan>();
+  const present = new Set(node.entries.map((entry) => entry.key));
+  const misspelt = new Set<string>();
   let failed = false;
   for (const entry of node.entries) {
     if (ignoredPrefix !== undefined && entry.key.startsWith(ignoredPrefix)) continue;
     const field = Object.hasOwn(fields, entry.key) ? fields[entry.key] : undefined;
     if (field === undefined) {
-      unknownKey(entry, fields, node, context);
+      const meant = unknownKey(entry, fields, present, context);
+      if (meant !== undefined) misspelt.add(meant);
       failed = true;
       continue;
     }
@@ -569,29 +579,34 @@ function parseObject(
     members.set(camelCase(entry.key), entry.keySpan);
   }
   for (const [key, field] of Object.entries(fields)) {
-    if (!field.required || node.entries.some((entry) => entry.key === key)) continue;
+    if (!field.required || present.has(key)) continue;
+    failed = true;
+    if (misspelt.has(key)) continue;
     fail(
       context,
       { ...node.span, end: node.span.start + 1 },
       `the key \`${key}\` is missing here`,
       field.fallback,
     );
-    failed = true;
   }
   context.locations.record(values, node.span, members);
   return failed ? undefined : values;
 }
 
-function unknownKey(entry: YamlEntry, fields: Fields, node: YamlMap, context: ParseContext): void {
+/** Returns the key that was probably meant. */
+function unknownKey(
+  entry: YamlEntry,
+  fields: Fields,
+  present: ReadonlySet<string>,
+  context: ParseContext,
+): string | undefined {
   const known = Object.keys(fields);
-  const free = known.filter((key) => !node.entries.some((other) => other.key === key));
+  const free = known.filter((key) => !present.has(key));
+  const meant = nearest(entry.key, free) ?? nearest(entry.key, known);
   const list = known.map((key) => `\`${key}\``).join(', ');
-  fail(
-    context,
-    entry.keySpan,
-    `unknown key \`${entry.key}\``,
-    didYouMean(entry.key, free) ?? didYouMean(entry.key, known) ?? `the keys here are ${list}`,
-  );
+  const hint = meant === undefined ? `the keys here are ${list}` : `did you mean \`${meant}\`?`;
+  fail(context, entry.keySpan, `unknown key \`${entry.key}\``, hint);
+  return meant;
 }
 
 export function plainDoc(field: Field<unknown, boolean>): string {
@@ -605,6 +620,7 @@ export function collectUnsupported(
   value: unknown,
   locations: Locations,
   report: (problem: Problem) => void,
+  path = '',
 ): void {
   const { children } = schema;
   if (children?.kind !== 'object' || typeof value !== 'object' || value === null) return;
@@ -615,11 +631,11 @@ export function collectUnsupported(
       report({
         code: 'NOT_SUPPORTED_YET',
         span: locations.of(value, camelCase(key)),
-        message: `\`${key}\` is not supported yet`,
+        message: `\`${path}${key}\` is not supported yet`,
         hint: 'this version would have to ignore it, so the job is not run; remove it to run the job without',
       });
     } else {
-      collectUnsupported(field.schema, member, locations, report);
+      collectUnsupported(field.schema, member, locations, report, `${path}${key}.`);
     }
   }
 }
