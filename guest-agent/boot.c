@@ -11,6 +11,7 @@
 #include <linux/netlink.h>
 #include <net/if.h>
 #include <poll.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,12 +30,15 @@
 #include "console.h"
 #include "dm.h"
 #include "files.h"
+#include "identity.h"
 #include "protocol.h"
 
 #define ROOT "/newroot"
 /* Devices have been probed long before this on any machine; a boot as a whole has two seconds. */
 #define DEVICE_DEADLINE_US 10000000
 #define VERITY_MAPPING "ct-root"
+/* What the volume is prepared for unless ct.volume= names another cipher: fast on any CPU. */
+#define DEFAULT_VOLUME_CIPHER "32:xchacha12,aes-adiantum-plain64"
 
 static void must(int result, const char *what)
 {
@@ -163,8 +167,8 @@ static int control_port_present(void)
 	return found;
 }
 
-/* A word `key=value` of the kernel command line; the host writes it, so a missing one is a host error. */
-static void command_line_value(const char *key, char *value, size_t size)
+/* A word `key=value` of the kernel command line. */
+static bool find_on_command_line(const char *key, char *value, size_t size)
 {
 	char line[4096];
 	if (file_read_at(AT_FDCWD, "/proc/cmdline", line, sizeof line) < 0)
@@ -173,10 +177,16 @@ static void command_line_value(const char *key, char *value, size_t size)
 	for (char *save, *word = strtok_r(line, " \n", &save); word; word = strtok_r(NULL, " \n", &save)) {
 		if (strncmp(word, key, key_length) == 0 && word[key_length] == '=') {
 			snprintf(value, size, "%s", word + key_length + 1);
-			return;
+			return true;
 		}
 	}
-	fatal("the kernel command line has no %s=", key);
+	return false;
+}
+
+static void command_line_value(const char *key, char *value, size_t size)
+{
+	if (!find_on_command_line(key, value, size))
+		fatal("the kernel command line has no %s=", key);
 }
 
 static void parse_user(struct job_user *user)
@@ -295,8 +305,8 @@ static void mount_run(const struct job_user *user)
 	must(chown(path, user->uid, user->gid), path);
 	copy_probe();
 
-	/* Identity fills these in; the binds are made now because they need no identity. */
-	bind_file("hostname", ROOT "/etc/hostname", "localhost\n");
+	/* Identity adds to these (identity.c); the binds are made now because they need no identity. */
+	bind_file("hostname", ROOT "/etc/hostname", "");
 	bind_file("hosts", ROOT "/etc/hosts", "127.0.0.1\tlocalhost\n::1\tlocalhost\n");
 	bind_file("machine-id", ROOT "/etc/machine-id", "");
 	bind_file("resolv.conf", ROOT "/etc/resolv.conf", "");
@@ -443,7 +453,6 @@ static void switch_root(void)
 /* What every process of the guest inherits from PID 1, set here once instead of at every exec. */
 static void restrict_self(void)
 {
-	umask(022);
 	must(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs");
 	/* Dropping the bounding set limits only what an exec can gain; PID 1 keeps what it has. */
 	for (int capability = 0; prctl(PR_CAPBSET_READ, capability, 0, 0, 0) >= 0; capability++)
@@ -458,12 +467,16 @@ static void restrict_self(void)
 
 void boot(struct boot_result *result)
 {
+	umask(022);
 	mount_initial();
 	int events_fd = socket(AF_NETLINK, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, NETLINK_KOBJECT_UEVENT);
 	struct sockaddr_nl address = { .nl_family = AF_NETLINK, .nl_groups = 1 };
 	if (events_fd < 0 || bind(events_fd, (struct sockaddr *)&address, sizeof address) < 0)
 		fatal("cannot listen for device events: %s", strerror(errno));
+	char cipher[128];
 	parse_user(&result->user);
+	if (!find_on_command_line("ct.volume", cipher, sizeof cipher))
+		snprintf(cipher, sizeof cipher, "%s", DEFAULT_VOLUME_CIPHER);
 	load_modules();
 	int status = dm_open();
 	if (status < 0)
@@ -485,5 +498,7 @@ void boot(struct boot_result *result)
 	switch_root();
 	result->script_fd = open(CT_SCRIPT_DIRECTORY, O_PATH | O_DIRECTORY | O_CLOEXEC);
 	must(result->script_fd, "cannot open " CT_SCRIPT_DIRECTORY);
+	volume_mount_ahead(cipher, &result->user);
+	identity_prepare();
 	restrict_self();
 }

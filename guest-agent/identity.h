@@ -24,6 +24,9 @@ struct identity_request {
 int identity_record(struct identity_request *request, uint8_t type, const uint8_t *payload, size_t length);
 int identity_complete(const struct identity_request *request);
 
+/* Before the snapshot, in the final root: opens what identity_apply will write to. */
+void identity_prepare(void);
+
 /*
  * Applies the request and wipes its entropy. Returns 0 with `key=value` lines in `text`, or -1 with the reason.
  * Legal once; on failure the VM is of no use any more.

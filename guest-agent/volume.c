@@ -11,7 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/random.h>
 #include <sys/stat.h>
@@ -21,6 +20,7 @@
 
 #include "console.h"
 #include "dm.h"
+#include "files.h"
 #include "records.h"
 
 #define MAPPING "ct-workspace"
@@ -37,12 +37,15 @@ static int backing_fd = -1;
 static uint64_t backing_bytes;
 static unsigned mapping_minor;
 static bool mapping_made;
+/* Kept: pages of the template, which its clones share. */
 static uint8_t *blocks;
 static size_t blocks_bytes;
 /* Keeps the block device's page cache alive from the writing of the blocks to the mount, and ever after. */
 static int device_fd = -1;
 static int root_fd = -1;
 static bool encrypted;
+/* The cipher that volume_mount_ahead has prepared, or "". */
+static char ahead_cipher[128];
 
 void volume_prepare(void)
 {
@@ -65,9 +68,8 @@ void volume_prepare(void)
 	if (status.st_size > MAX_BLOCKS_BYTES)
 		fatal("/volume.blocks has %lld bytes; the limit is %ld", (long long)status.st_size, MAX_BLOCKS_BYTES);
 	blocks_bytes = (size_t)status.st_size;
-	/* Pages of their own, so that they go back to the kernel whole once they are written. */
-	blocks = mmap(NULL, blocks_bytes + 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-	if (blocks == MAP_FAILED)
+	blocks = malloc(blocks_bytes + 1);
+	if (!blocks)
 		fatal("no memory for /volume.blocks");
 	for (size_t have = 0; have < blocks_bytes;) {
 		ssize_t got = read(fd, blocks + have, blocks_bytes - have);
@@ -111,40 +113,70 @@ static int parse_cipher(const char *text, size_t *key_bytes, const char **cipher
 	return 0;
 }
 
+/* Draws a key and writes it as hex. The caller wipes `hex`. */
+static int draw_key(size_t key_bytes, char hex[2 * MAX_KEY_BYTES + 1])
+{
+	static const char digits[] = "0123456789abcdef";
+	uint8_t key[MAX_KEY_BYTES];
+	if (getrandom(key, key_bytes, 0) != (ssize_t)key_bytes)
+		return -1;
+	for (size_t index = 0; index < key_bytes; index++) {
+		hex[2 * index] = digits[key[index] >> 4];
+		hex[2 * index + 1] = digits[key[index] & 15];
+	}
+	hex[2 * key_bytes] = '\0';
+	explicit_bzero(key, sizeof key);
+	return 0;
+}
+
 static int map(const char *text, char *error, size_t error_size)
 {
 	size_t key_bytes;
 	const char *cipher;
+	char key[2 * MAX_KEY_BYTES + 1];
+	char table[512];
+	struct stat status;
 	if (parse_cipher(text, &key_bytes, &cipher) < 0)
 		return fail(error, error_size, "not a volume cipher: %.100s", text);
-
-	uint8_t key[MAX_KEY_BYTES];
-	char key_hex[2 * MAX_KEY_BYTES + 1];
-	char table[512];
-	if (getrandom(key, key_bytes, 0) != (ssize_t)key_bytes)
-		return fail(error, error_size, "getrandom: %s", strerror(errno));
-	for (size_t index = 0; index < key_bytes; index++)
-		snprintf(key_hex + 2 * index, 3, "%02x", key[index]);
-
+	if (fstat(backing_fd, &status) < 0 || draw_key(key_bytes, key) < 0)
+		return fail(error, error_size, "making the volume key: %s", strerror(errno));
 	/*
 	 * 4096-byte sectors: an eighth of the cipher calls. Without the work queues a bio is encrypted where it is
 	 * submitted, which saves two context switches per request.
 	 */
-	struct stat status;
-	if (fstat(backing_fd, &status) < 0)
-		return fail(error, error_size, "vdb: %s", strerror(errno));
 	snprintf(table, sizeof table,
-		 "%s %s 0 %u:%u 0 4 allow_discards sector_size:4096 no_read_workqueue no_write_workqueue", cipher, key_hex,
+		 "%s %s 0 %u:%u 0 4 allow_discards sector_size:4096 no_read_workqueue no_write_workqueue", cipher, key,
 		 major(status.st_rdev), minor(status.st_rdev));
 	int result = dm_load(MAPPING, "crypt", backing_bytes / 512, table, false, true);
 	explicit_bzero(key, sizeof key);
-	explicit_bzero(key_hex, sizeof key_hex);
 	explicit_bzero(table, sizeof table);
 	if (result < 0)
 		return fail(error, error_size, "dm-crypt with %s: %s", text, strerror(-result));
 	result = dm_resume(MAPPING, false);
 	if (result < 0)
 		return fail(error, error_size, "starting dm-crypt: %s", strerror(-result));
+	encrypted = true;
+	return 0;
+}
+
+/* Puts a new key under the frozen file system and lets it go. */
+static int set_key(const char *text, char *error, size_t error_size)
+{
+	size_t key_bytes;
+	const char *cipher;
+	char key[2 * MAX_KEY_BYTES + 1];
+	char message[sizeof key + 8];
+	if (parse_cipher(text, &key_bytes, &cipher) < 0 || draw_key(key_bytes, key) < 0)
+		return fail(error, error_size, "making the volume key: %s", strerror(errno));
+	memcpy(message, "key set ", 8);
+	memcpy(message + 8, key, sizeof key);
+	int result = dm_message(MAPPING, message, true);
+	explicit_bzero(key, sizeof key);
+	explicit_bzero(message, sizeof message);
+	if (result == 0)
+		result = dm_resume(MAPPING, false);
+	if (result < 0)
+		return fail(error, error_size, "setting the volume key: %s", strerror(-result));
 	encrypted = true;
 	return 0;
 }
@@ -166,8 +198,6 @@ static int write_blocks(char *error, size_t error_size)
 			return fail(error, error_size, "writing the volume's blocks: %s", strerror(errno));
 		at += length;
 	}
-	munmap(blocks, blocks_bytes + 1);
-	blocks = NULL;
 	return 0;
 }
 
@@ -221,15 +251,14 @@ static int make_directories(const struct job_user *user, char *error, size_t err
 	return 0;
 }
 
-int volume_open(const char *cipher, const struct job_user *user, struct volume_timing *timing, char *error,
-		size_t error_size)
+static int build(const char *cipher, const struct job_user *user, struct volume_timing *timing, char *error,
+		 size_t error_size)
 {
-	if (!mapping_made)
-		return fail(error, error_size, "there is no /dev/vdb");
-
 	uint64_t start = now_us();
 	char device[64];
 	if (strcmp(cipher, "none") == 0) {
+		/* The mapping has claimed the device. */
+		dm_remove(MAPPING);
 		snprintf(device, sizeof device, "/proc/self/fd/%d/vdb", devices_fd);
 	} else {
 		if (map(cipher, error, error_size) < 0)
@@ -261,13 +290,100 @@ int volume_open(const char *cipher, const struct job_user *user, struct volume_t
 	/* Only the bind mounts stay visible; root_fd keeps the rest alive. */
 	if (umount2(STAGING, MNT_DETACH) < 0)
 		return fail(error, error_size, "hiding the volume: %s", strerror(errno));
-	uint64_t done = now_us();
-
 	timing->map_us = mapped - start;
 	timing->blocks_us = written - mapped;
 	timing->mount_us = mounted - written;
-	timing->directories_us = done - mounted;
+	timing->directories_us = now_us() - mounted;
 	return 0;
+}
+
+/* Undoes `build` as far as it came. */
+static void unbuild(void)
+{
+	for (size_t index = 0; index < sizeof places / sizeof places[0]; index++)
+		umount2(places[index].target, MNT_DETACH);
+	umount2(STAGING, MNT_DETACH);
+	if (root_fd >= 0)
+		close(root_fd);
+	if (device_fd >= 0)
+		close(device_fd);
+	root_fd = device_fd = -1;
+	encrypted = false;
+}
+
+/* Documentation/block/stat.rst: sectors read and written so far. */
+static int device_traffic(uint64_t *read_sectors, uint64_t *written_sectors)
+{
+	char path[64], text[256];
+	unsigned long long reads = 0, writes = 0;
+	snprintf(path, sizeof path, "/sys/block/dm-%u/stat", mapping_minor);
+	if (file_read_at(AT_FDCWD, path, text, sizeof text) < 0 ||
+	    sscanf(text, "%*u %*u %llu %*u %*u %*u %llu", &reads, &writes) != 2)
+		return -1;
+	*read_sectors = reads;
+	*written_sectors = writes;
+	return 0;
+}
+
+/*
+ * The next key can be put under the file system only if nothing that is in memory depends on the disk: not one block
+ * read from it, and none written but the superblock, which is made dirty again here. Then suspending keeps it so: the
+ * rest cannot become clean before it has been written, and nothing is written until the key is set.
+ */
+static int freeze(char *error, size_t error_size)
+{
+	uint8_t superblock[BLOCK_BYTES];
+	uint64_t read_sectors = 0, written_sectors = 0;
+	if (pread(device_fd, superblock, sizeof superblock, 0) != sizeof superblock ||
+	    pwrite(device_fd, superblock, sizeof superblock, 0) != sizeof superblock)
+		return fail(error, error_size, "the superblock: %s", strerror(errno));
+	int result = dm_suspend_now(MAPPING);
+	if (result < 0)
+		return fail(error, error_size, "suspending: %s", strerror(-result));
+	if (device_traffic(&read_sectors, &written_sectors) < 0 || read_sectors != 0 ||
+	    written_sectors > 2 * BLOCK_BYTES / 512)
+		return fail(error, error_size, "the device has been used: %llu sectors read, %llu written",
+			    (unsigned long long)read_sectors, (unsigned long long)written_sectors);
+	return 0;
+}
+
+void volume_mount_ahead(const char *cipher, const struct job_user *user)
+{
+	char error[256];
+	struct volume_timing timing;
+	if (!mapping_made || strcmp(cipher, "none") == 0)
+		return;
+	if (build(cipher, user, &timing, error, sizeof error) == 0) {
+		if (freeze(error, sizeof error) == 0) {
+			snprintf(ahead_cipher, sizeof ahead_cipher, "%s", cipher);
+			return;
+		}
+		/* Closing the device would wait for what is dirty. */
+		dm_resume(MAPPING, false);
+	}
+	report("the volume could not be mounted ahead: %s", error);
+	unbuild();
+}
+
+int volume_open(const char *cipher, const struct job_user *user, struct volume_timing *timing, char *error,
+		size_t error_size)
+{
+	if (!mapping_made)
+		return fail(error, error_size, "there is no /dev/vdb");
+	if (ahead_cipher[0]) {
+		if (strcmp(cipher, ahead_cipher) == 0) {
+			uint64_t start = now_us();
+			memset(timing, 0, sizeof *timing);
+			int result = set_key(cipher, error, error_size);
+			timing->map_us = now_us() - start;
+			return result;
+		}
+		int result = dm_resume(MAPPING, false);
+		if (result < 0)
+			return fail(error, error_size, "resuming the volume: %s", strerror(-result));
+		unbuild();
+	}
+	return build(cipher, user, timing, error, error_size);
 }
 
 void volume_close(void)

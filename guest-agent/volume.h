@@ -23,13 +23,21 @@ struct volume_timing {
 };
 
 /*
- * Before the snapshot: what does not depend on the key. Reads /volume.blocks into memory; legal while the initramfs
- * is still the root and its /dev is mounted.
+ * In the initramfs, whose /dev must be mounted: opens the device and reads /volume.blocks into memory.
  */
 void volume_prepare(void);
 
 /*
- * After the reseed: makes the key, maps, lays out, mounts. `cipher` is `<key bytes>:<cipher>` or `none`. Legal once.
+ * In the final root, before the snapshot: does everything that volume_open would, with a throw-away key, and freezes
+ * the result before any of it but the superblock has reached the disk. volume_open then only has to set the real key:
+ * what is dirty in memory will be written under it. That takes most of the work off the way from a restored clone to
+ * its first instruction. A failure here is only reported; volume_open starts from nothing then.
+ */
+void volume_mount_ahead(const char *cipher, const struct job_user *user);
+
+/*
+ * After the reseed: makes the key, and whatever volume_mount_ahead has not done for this cipher. `cipher` is
+ * `<key bytes>:<cipher>` or `none`. Legal once.
  * On failure returns -1 with a text in `error`; the VM is of no use then.
  */
 int volume_open(const char *cipher, const struct job_user *user, struct volume_timing *timing, char *error,
