@@ -12,6 +12,13 @@ const RETRY_MS = 5;
 export type Stream = 'stdout' | 'stderr';
 const FILE_DESCRIPTORS: Readonly<Record<Stream, number>> = { stdout: 1, stderr: 2 };
 
+/** What renderings need of an {@link Output}. */
+export interface Sink {
+  readonly isTty: Readonly<Record<Stream, boolean>>;
+  /** A promise means that much is waiting: await it before producing more. */
+  write(stream: Stream, data: string | Uint8Array): undefined | Promise<void>;
+}
+
 interface Piece {
   readonly stream: Stream;
   readonly bytes: Uint8Array;
@@ -21,7 +28,7 @@ interface Piece {
  * Writes to our stdout and stderr in the order of the calls, also across the two. `process.stdout` would block the
  * whole process on a pipe that nobody reads, and with it the signal handlers that are to cancel a run.
  */
-export class Output {
+export class Output implements Sink {
   readonly isTty: Readonly<Record<Stream, boolean>> = { stdout: isatty(1), stderr: isatty(2) };
   readonly #queue: Piece[] = [];
   readonly #broken = new Set<Stream>();
@@ -40,7 +47,6 @@ export class Output {
     return this.#broken.size > 0;
   }
 
-  /** A promise means that much is waiting: await it before producing more. */
   write(stream: Stream, data: string | Uint8Array): undefined | Promise<void> {
     const bytes = typeof data === 'string' ? Buffer.from(data) : data;
     if (bytes.length === 0 || this.#broken.has(stream)) return undefined;

@@ -2,16 +2,16 @@
 import { isUtf8 } from 'node:buffer';
 import type { JobEnd } from '../../job/schedule.ts';
 import type { RunEvent } from '../../protocol/run.ts';
-import type { Output, Stream } from '../output.ts';
+import type { Sink, Stream } from '../output.ts';
 import { type JobRecord, type RunRecord, reportOf } from './record.ts';
 import type { Renderer } from './renderer.ts';
 
 export class RawJsonRenderer implements Renderer {
-  readonly #output: Output;
+  readonly #output: Sink;
   /** Beginnings of characters whose rest has not come yet, per job, stream and step. */
   readonly #carry = new Map<string, Buffer>();
 
-  constructor(output: Output) {
+  constructor(output: Sink) {
     this.#output = output;
   }
 

@@ -1,5 +1,5 @@
 /** Our own lines and a job's raw bytes on one terminal, with a status line at the bottom while nothing is printed. */
-import type { Output, Stream } from '../output.ts';
+import type { Sink, Stream } from '../output.ts';
 import { oneLine, type Style, styleFor } from './format.ts';
 
 const NEWLINE = 0x0a;
@@ -16,14 +16,14 @@ const ERASE_LINE = '\r\x1b[K';
 export class Terminal implements Disposable {
   readonly style: Style;
   readonly live: boolean;
-  readonly #output: Output;
+  readonly #output: Sink;
   #atLineStart = true;
   #statusDrawn = false;
   #lastWriteAt = performance.now();
   #timer: NodeJS.Timeout | undefined;
   #frame = 0;
 
-  constructor(output: Output, options: { readonly live: boolean }) {
+  constructor(output: Sink, options: { readonly live: boolean }) {
     this.#output = output;
     this.live = options.live;
     this.style = styleFor(output.isTty.stderr);
