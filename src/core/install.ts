@@ -26,7 +26,7 @@ export function entryPoint(name: string): string {
 }
 
 export const launcherPath: string = join(installRoot, 'build/launcher/ct-launcher');
-export const guestAgentPath: string = join(installRoot, 'build/guest-agent/ct-guest-agent');
+export const guestAgentPath: string = join(installRoot, 'build/guest-agent/init');
 export const probePath: string = join(installRoot, 'build/guest-agent/probe');
 
 /** Identifies what is running: a daemon of another build is replaced. */
