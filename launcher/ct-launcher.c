@@ -9,6 +9,8 @@
  *       --harden           no new privileges, no core dumps, no dumping of memory by other processes
  *   ct-launcher seal FD
  *       forbid any further write to, or resize of, the memfd FD (F_ADD_SEALS, fcntl(2))
+ *   ct-launcher send-fd SOCKET FD TEXT
+ *       send TEXT over the unix socket SOCKET with the descriptor FD attached (SCM_RIGHTS, unix(7))
  *   ct-launcher blocks FD
  *       write the non-empty parts of the sparse file FD to stdout: u64 offset, u32 length (big endian), bytes
  *
@@ -18,6 +20,7 @@
 #include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -27,6 +30,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -147,6 +151,32 @@ static int seal(int fd)
 	return 0;
 }
 
+static int send_fd(int socket_fd, int fd, char *text)
+{
+	union {
+		char bytes[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} control = { 0 };
+	struct iovec data = { .iov_base = text, .iov_len = strlen(text) };
+	struct msghdr message = {
+		.msg_iov = &data,
+		.msg_iovlen = 1,
+		.msg_control = control.bytes,
+		.msg_controllen = sizeof control.bytes,
+	};
+	struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+	/* Node's sockets do not block; a full one would be a VMM that does not read. */
+	struct pollfd ready = { .fd = socket_fd, .events = POLLOUT };
+
+	header->cmsg_level = SOL_SOCKET;
+	header->cmsg_type = SCM_RIGHTS;
+	header->cmsg_len = CMSG_LEN(sizeof fd);
+	memcpy(CMSG_DATA(header), &fd, sizeof fd);
+	if (poll(&ready, 1, 5000) != 1 || sendmsg(socket_fd, &message, MSG_NOSIGNAL) != (ssize_t)strlen(text))
+		fail("sendmsg");
+	return 0;
+}
+
 static void put(const void *bytes, size_t length)
 {
 	if (fwrite(bytes, 1, length, stdout) != length)
@@ -221,7 +251,9 @@ int main(int argc, char **argv)
 		return run(argc - 2, argv + 2);
 	if (argc == 3 && !strcmp(argv[1], "seal"))
 		return seal((int)number(argv[2], '\0', NULL));
+	if (argc == 5 && !strcmp(argv[1], "send-fd"))
+		return send_fd((int)number(argv[2], '\0', NULL), (int)number(argv[3], '\0', NULL), argv[4]);
 	if (argc == 3 && !strcmp(argv[1], "blocks"))
 		return blocks((int)number(argv[2], '\0', NULL));
-	usage("usage: ct-launcher exec|seal|blocks ...");
+	usage("usage: ct-launcher exec|seal|send-fd|blocks ...");
 }

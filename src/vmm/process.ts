@@ -72,6 +72,12 @@ export class VmmProcess {
     return parts.filter((part) => part !== '').join('\n');
   }
 
+  /** Ends a process that cannot do its work; `diagnostics` gives the reason. */
+  fail(reason: string): void {
+    this.#stderr.push(Buffer.from(`${reason}\n`));
+    this.#child.kill('SIGKILL');
+  }
+
   /** Kills the process and waits until it is gone. Idempotent. */
   async kill(): Promise<void> {
     this.#child.kill('SIGKILL');

@@ -52,9 +52,8 @@ export function qemuArguments(options: QemuArgumentsOptions): string[] {
     ...['-device', `virtserialport,chardev=control,name=${CONTROL_PORT_NAME},nr=1`],
     ...drive('rootfs', Fd.rootfs, true),
     ...drive('volume', Fd.volume, false),
-    ...['-global', 'migration.x-ignore-shared=on'],
     ...(purpose === 'clone'
-      ? ['-incoming', `fd:${Fd.migration}`]
+      ? ['-incoming', 'defer']
       : [
           ...['-kernel', `/proc/self/fd/${Fd.kernel}`, '-initrd', `/proc/self/fd/${Fd.initramfs}`],
           ...['-append', kernelCommandLine(source, emulated ? options.tscKhz : undefined)],

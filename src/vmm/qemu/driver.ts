@@ -1,4 +1,5 @@
 /** QEMU's `microvm` machine behind the VmmDriver interface. */
+import { spawn } from 'node:child_process';
 import { closeSync, fstatSync, openSync } from 'node:fs';
 import type { Socket } from 'node:net';
 import { withDeadline } from '../../core/deadline.ts';
@@ -15,6 +16,13 @@ const MIB = 1024 * 1024;
 /** Device state of a microvm is about 60 KB; a broken VMM must not fill our memory. */
 const MAX_DEVICE_STATE_BYTES = 16 * MIB;
 const SAVE_TIMEOUT_MS = 30_000;
+/** Guest memory stays where it is (the memfd); only device state travels. */
+const CAPABILITIES = {
+  capabilities: [
+    { capability: 'x-ignore-shared', state: true },
+    { capability: 'events', state: true },
+  ],
+};
 
 export interface QemuDriverOptions {
   readonly launcherPath: string;
@@ -49,10 +57,7 @@ export class QemuDriver implements VmmDriver {
   restore(template: Template, source: BootSource): Vm {
     if (!(template instanceof QemuTemplate)) throw new TypeError('not a template of this driver');
     const process = this.#start(source, 'clone', template.ramFd);
-    const migration = process.sockets.get(Fd.migration);
-    // A VMM that dies while it reads is reported by `exited`; the write error says nothing more.
-    migration?.on('error', () => {});
-    migration?.end(template.deviceState);
+    load(process, template.deviceState);
     return new QemuVm(process);
   }
 
@@ -80,7 +85,7 @@ export class QemuDriver implements VmmDriver {
         'pipe',
         'pipe',
         ramFd ?? 'closed',
-        purpose === 'once' ? 'closed' : 'pipe',
+        purpose === 'clone' ? 'pipe' : 'closed',
         rootfs,
         volume,
         kernel,
@@ -89,6 +94,25 @@ export class QemuDriver implements VmmDriver {
       ...(purpose === 'template' ? { memfd: { fd: Fd.ram, bytes: source.shape.memoryMib * MIB } } : {}),
     });
   }
+}
+
+/**
+ * Has a VMM that was started with `-incoming defer` load its state. All commands are sent at once, and the guest runs
+ * as soon as the state is loaded, because it was saved from a running guest. A refusal ends the VMM.
+ */
+function load(process: VmmProcess, deviceState: Buffer): void {
+  const qmpSocket = process.sockets.get(Fd.qmp);
+  const migration = process.sockets.get(Fd.migration);
+  if (!qmpSocket || !migration) return; // it could not be started: `exited` says so
+  // A VMM that dies while it reads is reported by `exited` too; the write error says nothing more.
+  migration.on('error', () => {});
+  migration.end(deviceState);
+  const qmp = new QmpClient(qmpSocket);
+  Promise.all([
+    qmp.command('qmp_capabilities'),
+    qmp.command('migrate-set-capabilities', CAPABILITIES),
+    qmp.command('migrate-incoming', { uri: `fd:${Fd.migration}` }),
+  ]).catch((error: Error) => process.fail(error.message));
 }
 
 class QemuVm implements Vm {
@@ -151,23 +175,53 @@ class QemuTemplateVm extends QemuVm implements TemplateVm {
 
   async #freeze(): Promise<Buffer> {
     const qmpSocket = this.process.sockets.get(Fd.qmp);
-    const migration = this.process.sockets.get(Fd.migration);
-    if (!qmpSocket || !migration) throw new CtError('VMM_COMMAND_FAILED', 'the VMM has no control sockets');
+    if (!qmpSocket) throw new CtError('VMM_COMMAND_FAILED', 'the VMM has no control socket');
     const qmp = new QmpClient(qmpSocket);
     await qmp.start();
-    await qmp.command('stop');
-    await qmp.command('migrate-set-capabilities', {
-      capabilities: [
-        { capability: 'x-ignore-shared', state: true },
-        { capability: 'events', state: true },
-      ],
-    });
-    const state = collect(migration, MAX_DEVICE_STATE_BYTES);
+    await qmp.command('migrate-set-capabilities', CAPABILITIES);
+    await using state = this.#stateReceiver(qmp, qmpSocket);
+    await state.given;
     const ended = qmp.event('MIGRATION', (data) => /^(completed|failed)$/.test(String(statusOf(data))));
-    await qmp.command('migrate', { uri: `fd:${Fd.migration}` });
-    const status = statusOf(await ended);
-    if (status !== 'completed') throw new CtError('VMM_COMMAND_FAILED', 'the VMM could not save its state');
-    return state;
+    ended.catch(() => {}); // awaited behind the command
+    // The guest is not stopped before: clones of a running guest run as soon as they are loaded.
+    await qmp.command('migrate', { uri: 'fd:state' });
+    if (statusOf(await ended) !== 'completed') {
+      throw new CtError('VMM_COMMAND_FAILED', 'the VMM could not save its state');
+    }
+    return await state.bytes;
+  }
+
+  /** QEMU writes its state only to a descriptor that came over QMP (`getfd`): the launcher sends one end of a pair. */
+  #stateReceiver(
+    qmp: QmpClient,
+    qmpSocket: Socket,
+  ): AsyncDisposable & { readonly given: Promise<unknown>; readonly bytes: Promise<Buffer> } {
+    const answered = qmp.expect('getfd');
+    const command = JSON.stringify({ execute: 'getfd', arguments: { fdname: 'state' } });
+    const child = spawn(this.#launcherPath, ['send-fd', '3', '4', command], {
+      stdio: ['ignore', 'ignore', 'ignore', qmpSocket, 'pipe'],
+      env: {},
+    });
+    qmpSocket.resume(); // sharing it with a child has paused it
+    const sent = new Promise<void>((resolve, reject) => {
+      child.once('error', reject);
+      child.once('exit', (code) => {
+        if (code === 0) resolve();
+        else
+          reject(new CtError('VMM_COMMAND_FAILED', `the descriptor could not be sent to the VMM (${code})`));
+      });
+    });
+    const receiver = child.stdio[4] as Socket;
+    const bytes = collect(receiver, MAX_DEVICE_STATE_BYTES);
+    bytes.catch(() => {}); // awaited last
+    return {
+      given: Promise.all([sent, answered]),
+      bytes,
+      [Symbol.asyncDispose]: async () => {
+        child.kill('SIGKILL');
+        receiver.destroy();
+      },
+    };
   }
 }
 

@@ -42,12 +42,19 @@ export class QmpClient {
 
   /** Sends one command; commands may overlap, replies come in order. Throws VMM_COMMAND_FAILED. */
   command(execute: string, args?: Readonly<Record<string, unknown>>): Promise<unknown> {
+    const answer = this.expect(execute);
+    if (!this.#ended)
+      this.#socket.write(
+        `${JSON.stringify(args === undefined ? { execute } : { execute, arguments: args })}\n`,
+      );
+    return answer;
+  }
+
+  /** Waits for the answer to a command that somebody else writes to the socket, next. */
+  expect(execute: string): Promise<unknown> {
     if (this.#ended) return Promise.reject(this.#ended);
     const { promise, resolve, reject } = Promise.withResolvers<unknown>();
     this.#pending.push({ command: execute, resolve, reject });
-    this.#socket.write(
-      `${JSON.stringify(args === undefined ? { execute } : { execute, arguments: args })}\n`,
-    );
     return promise;
   }
 
