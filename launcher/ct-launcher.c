@@ -12,7 +12,8 @@
  *   ct-launcher send-fd SOCKET FD TEXT
  *       send TEXT over the unix socket SOCKET with the descriptor FD attached (SCM_RIGHTS, unix(7))
  *   ct-launcher blocks FD
- *       write the non-empty parts of the sparse file FD to stdout: u64 offset, u32 length (big endian), bytes
+ *       write the parts of the sparse file FD that were written, zeros included, to stdout: u64 offset, u32 length
+ *       (big endian), bytes
  *
  * Everything it is told comes from the host daemon, never from a guest. Errors go to stderr; exit 71.
  */
@@ -183,35 +184,6 @@ static void put(const void *bytes, size_t length)
 		fail("stdout");
 }
 
-static int is_zero(const unsigned char *bytes, size_t length)
-{
-	return bytes[0] == 0 && !memcmp(bytes, bytes + 1, length - 1);
-}
-
-/* A run of non-zero blocks inside one chunk becomes one entry. */
-static void put_chunk(const unsigned char *chunk, size_t length, uint64_t offset)
-{
-	size_t start = 0;
-
-	while (start < length) {
-		size_t end = start;
-
-		while (end < length && !is_zero(chunk + end, BLOCK_BYTES))
-			end += BLOCK_BYTES;
-		if (end > start) {
-			uint64_t entry_offset = htobe64(offset + start);
-			uint32_t entry_length = htobe32((uint32_t)(end - start));
-
-			put(&entry_offset, sizeof entry_offset);
-			put(&entry_length, sizeof entry_length);
-			put(chunk + start, end - start);
-			start = end;
-		} else {
-			start += BLOCK_BYTES;
-		}
-	}
-}
-
 static int blocks(int fd)
 {
 	static unsigned char chunk[CHUNK_BYTES];
@@ -234,7 +206,12 @@ static int blocks(int fd)
 
 			if (pread(fd, chunk, length, data) != (ssize_t)length)
 				fail("pread");
-			put_chunk(chunk, length, (uint64_t)data);
+			uint64_t entry_offset = htobe64((uint64_t)data);
+			uint32_t entry_length = htobe32((uint32_t)length);
+
+			put(&entry_offset, sizeof entry_offset);
+			put(&entry_length, sizeof entry_length);
+			put(chunk, length);
 			data += (off_t)length;
 		}
 	}

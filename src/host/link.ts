@@ -49,6 +49,10 @@ export class Link {
     });
   }
 
+  get running(): boolean {
+    return !this.#hasExited;
+  }
+
   /** Sends a command and waits for its answer. Throws the error the process reports, or LINK_DIED. */
   async call(command: LinkCommand, socket?: Socket): Promise<LinkReply> {
     if (this.#hasExited) throw this.#died();

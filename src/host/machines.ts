@@ -51,6 +51,7 @@ export class Machines {
   readonly #options: MachinesOptions;
   readonly #templates = new Map<string, Promise<Template>>();
   #driver: Promise<VmmDriver> | undefined;
+  #spareLink: Link | undefined;
   #verdict: AcceleratorVerdict | undefined;
 
   constructor(options: MachinesOptions) {
@@ -75,14 +76,8 @@ export class Machines {
     const source = await this.#source(shape);
     const driver = await this.#selectDriver(source, onPreparing);
     for (let attempt = 1; ; attempt++) {
-      const link = new Link();
-      let template: Template;
-      try {
-        template = await this.#template(driver, source, onPreparing);
-      } catch (error) {
-        await link.kill();
-        throw error;
-      }
+      const template = await this.#template(driver, source, onPreparing);
+      const link = this.#takeLink();
       try {
         const machine = await Machine.open({
           link,
@@ -90,6 +85,7 @@ export class Machines {
           image: source.manifest,
           volumeCipher: this.#cipher(driver),
         });
+        this.#spareLink ??= new Link();
         return { machine, source: 'clone', driver, claimMs: performance.now() - startedAt };
       } catch (error) {
         await this.#drop(shape);
@@ -114,12 +110,20 @@ export class Machines {
     return { machine, source: 'cold-boot', driver, claimMs: performance.now() - startedAt };
   }
 
-  /** Releases all templates; running VMs are their owners' business. */
+  /** Releases all templates and the spare link process; running VMs are their owners' business. */
   async close(): Promise<void> {
+    await this.#spareLink?.kill();
     for (const template of [...this.#templates.values()]) {
       await template.then((made) => made.close()).catch(() => {});
     }
     this.#templates.clear();
+  }
+
+  /** Starting Node takes as long as restoring a clone: one link process waits for the next claim. */
+  #takeLink(): Link {
+    const spare = this.#spareLink;
+    this.#spareLink = undefined;
+    return spare?.running ? spare : new Link();
   }
 
   #cipher(driver: VmmDriver): string {
