@@ -20,14 +20,8 @@ import { Machine } from './machine.ts';
 const BOOT_TIMEOUT_MS = 45_000;
 /** Templates kept in memory; each holds about 100 MiB. The least recently used goes first. */
 const MAX_TEMPLATES = 4;
-/**
- * Workspace ciphers by measurement (docs/adr/0004-workspace-cipher.md): without AES instructions of the real CPU,
- * Adiantum is several times as fast as AES-XTS.
- */
-const VOLUME_CIPHER: Readonly<Record<Accelerator, string>> = {
-  tcg: '32:xchacha12,aes-adiantum-plain64',
-  kvm: '64:aes-xts-plain64',
-};
+/** 256-bit AES-XTS on every accelerator, by measurement: docs/adr/0005-workspace-cipher.md. */
+const VOLUME_CIPHER = '64:aes-xts-plain64';
 
 export interface Claim {
   readonly machine: Machine;
@@ -45,6 +39,7 @@ export interface MachinesOptions {
   /** Only tests that prove a search for leftovers say `none`. */
   readonly volumeCipher?: string;
   readonly qemuPath?: string;
+  readonly bootTimeoutMs?: number;
 }
 
 export class Machines {
@@ -83,7 +78,7 @@ export class Machines {
           link,
           startVm: () => driver.restore(template, source),
           image: source.manifest,
-          volumeCipher: this.#cipher(driver),
+          volumeCipher: this.#volumeCipher,
         });
         this.#spareLink ??= new Link();
         return { machine, source: 'clone', driver, claimMs: performance.now() - startedAt };
@@ -104,8 +99,8 @@ export class Machines {
       link: new Link(),
       startVm: () => driver.boot({ ...source, initramfsPath: initramfs.path }),
       image: source.manifest,
-      volumeCipher: this.#cipher(driver),
-      bootTimeoutMs: BOOT_TIMEOUT_MS,
+      volumeCipher: this.#volumeCipher,
+      bootTimeoutMs: this.#bootTimeoutMs,
     });
     return { machine, source: 'cold-boot', driver, claimMs: performance.now() - startedAt };
   }
@@ -126,8 +121,12 @@ export class Machines {
     return spare?.running ? spare : new Link();
   }
 
-  #cipher(driver: VmmDriver): string {
-    return this.#options.volumeCipher ?? VOLUME_CIPHER[driver.accelerator];
+  get #bootTimeoutMs(): number {
+    return this.#options.bootTimeoutMs ?? BOOT_TIMEOUT_MS;
+  }
+
+  get #volumeCipher(): string {
+    return this.#options.volumeCipher ?? VOLUME_CIPHER;
   }
 
   async #source(shape: MachineShape): Promise<BootSource> {
@@ -205,7 +204,7 @@ export class Machines {
     const vm = driver.bootTemplate({ ...source, initramfsPath: initramfs.path });
     cleanup.defer(() => vm.destroy());
     try {
-      await link.call({ type: 'await-ready', timeoutMs: BOOT_TIMEOUT_MS }, vm.control);
+      await link.call({ type: 'await-ready', timeoutMs: this.#bootTimeoutMs }, vm.control);
     } catch (error) {
       throw withDiagnostics(error, vm.diagnostics());
     }
