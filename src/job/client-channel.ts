@@ -4,8 +4,8 @@
  */
 import type { Socket } from 'node:net';
 import { CtError } from '../core/errors.ts';
-import { ClientRecord, type RunEvent, ServerRecord } from '../protocol/run.ts';
 import { encodeChunked, encodeRecord, RecordDecoder } from '../protocol/records.ts';
+import { ClientRecord, type RunEvent, ServerRecord } from '../protocol/run.ts';
 
 /** A client that stopped reading and sends on is paused; this much waits in memory. */
 const MAX_QUEUED_BYTES = 1024 * 1024;
@@ -33,7 +33,9 @@ export class ClientChannel {
         decoder.push(chunk);
         flow();
       } catch (error) {
-        this.#cancelled.resolve(new CtError('HOST_PROTOCOL', 'the client sent something malformed', { cause: error }));
+        this.#cancelled.resolve(
+          new CtError('HOST_PROTOCOL', 'the client sent something malformed', { cause: error }),
+        );
         socket.destroy();
       }
     };

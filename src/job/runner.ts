@@ -106,9 +106,13 @@ class JobRun {
       onOutput: (_, chunk) => complaint.push(chunk),
     });
     if (result.kind !== 'exited' || result.code !== 0) {
-      throw new CtError('WORKSPACE_STAGE_FAILED', `the working tree could not be written into the VM: ${complaint.text()}`, {
-        hint: 'if the volume is full, give the job more `resources.disk`',
-      });
+      throw new CtError(
+        'WORKSPACE_STAGE_FAILED',
+        `the working tree could not be written into the VM: ${complaint.text()}`,
+        {
+          hint: 'if the volume is full, give the job more `resources.disk`',
+        },
+      );
     }
     await this.#options.client.event({ type: 'staged', durationMs: performance.now() - startedAt, bytes });
   }
@@ -123,11 +127,24 @@ class JobRun {
     const timer =
       step.timeoutMs === undefined
         ? undefined
-        : setTimeout(() => timeout.abort(new CtError('STEP_TIMEOUT', `step “${step.name}” ran longer than ${seconds(step.timeoutMs ?? 0)}`, { hint: 'raise the `timeout` of the step if it needs longer' })), step.timeoutMs);
+        : setTimeout(
+            () =>
+              timeout.abort(
+                new CtError(
+                  'STEP_TIMEOUT',
+                  `step “${step.name}” ran longer than ${seconds(step.timeoutMs ?? 0)}`,
+                  { hint: 'raise the `timeout` of the step if it needs longer' },
+                ),
+              ),
+            step.timeoutMs,
+          );
     try {
-      const script = step.script === undefined ? undefined : { name: `step-${index + 1}`, content: step.script };
+      const script =
+        step.script === undefined ? undefined : { name: `step-${index + 1}`, content: step.script };
       const result = await this.#exec({
-        argv: step.argv.map((arg) => (script ? arg.replaceAll('{0}', `${SCRIPT_DIRECTORY}/${script.name}`) : arg)),
+        argv: step.argv.map((arg) =>
+          script ? arg.replaceAll('{0}', `${SCRIPT_DIRECTORY}/${script.name}`) : arg,
+        ),
         ...(script ? { script } : {}),
         env: step.env,
         cwd: step.workingDirectory,
@@ -154,14 +171,19 @@ class JobRun {
         oomKilled,
         image: this.#options.image.name,
         memoryMib: this.#options.request.memoryMib,
-        ...(result.kind === 'failed' ? { startError: { errno: result.errno, program: step.argv[0] ?? '' } } : {}),
+        ...(result.kind === 'failed'
+          ? { startError: { errno: result.errno, program: step.argv[0] ?? '' } }
+          : {}),
       });
       await this.#stepEnd(index, step, 'failure', durationMs, {
         exitCode,
         ...(result.kind === 'signalled' ? { signal: result.signal } : {}),
         ...(hint === undefined ? {} : { hint }),
       });
-      const why = result.kind === 'failed' ? `could not be started: ${result.message}` : `failed with exit code ${exitCode}`;
+      const why =
+        result.kind === 'failed'
+          ? `could not be started: ${result.message}`
+          : `failed with exit code ${exitCode}`;
       const error = errorReport(new CtError('JOB_FAILED', `step “${step.name}” ${why}`, { hint }));
       return { outcome: 'failure', exitCode, error };
     } catch (error) {
@@ -181,7 +203,14 @@ class JobRun {
     durationMs: number,
     detail: { exitCode?: number; signal?: number; hint?: string } = {},
   ): Promise<void> {
-    await this.#options.client.event({ type: 'step-end', step: index, name: step.name, outcome, durationMs, ...detail });
+    await this.#options.client.event({
+      type: 'step-end',
+      step: index,
+      name: step.name,
+      outcome,
+      durationMs,
+      ...detail,
+    });
   }
 
   async #collect(): Promise<void> {
@@ -199,7 +228,10 @@ class JobRun {
       },
     });
     if (result.kind !== 'exited' || result.code !== 0) {
-      throw new CtError('ARTIFACT_WRITE_FAILED', `the artifacts could not be read in the VM: ${complaint.text()}`);
+      throw new CtError(
+        'ARTIFACT_WRITE_FAILED',
+        `the artifacts could not be read in the VM: ${complaint.text()}`,
+      );
     }
     await client.endArtifacts();
     for (const line of complaint.text().split('\n')) {
@@ -208,9 +240,7 @@ class JobRun {
     await client.event({ type: 'collected', durationMs: performance.now() - startedAt, bytes });
   }
 
-  #exec(
-    request: Pick<ExecRequest, 'argv' | 'onOutput'> & Partial<ExecRequest>,
-  ): Promise<ExecResult> {
+  #exec(request: Pick<ExecRequest, 'argv' | 'onOutput'> & Partial<ExecRequest>): Promise<ExecResult> {
     const { user } = this.#options.image;
     const cwd = request.cwd;
     return this.#options.session.exec({
@@ -219,7 +249,10 @@ class JobRun {
       signal: this.#signal,
       ...request,
       env: { ...this.#env, ...request.env },
-      cwd: cwd === undefined || cwd === '' || cwd === '.' ? WORKSPACE_DIRECTORY : `${WORKSPACE_DIRECTORY}/${cwd}`,
+      cwd:
+        cwd === undefined || cwd === '' || cwd === '.'
+          ? WORKSPACE_DIRECTORY
+          : `${WORKSPACE_DIRECTORY}/${cwd}`,
     });
   }
 }
