@@ -107,9 +107,9 @@ fi
 
 # --- What is there, and what is stale? --------------------------------------------------------------------------
 
-# digest PATH…: one short hash over the names and contents of all files below; tests do not count.
+# digest PATH…: one short hash over the names and contents of all files below those that exist; tests do not count.
 digest() {
-  find "$@" -type f ! -name '*.test.ts' -print0 | sort -z | xargs -0 sha256sum | sha256sum | cut -c1-16
+  find "$@" -type f ! -name '*.test.ts' -print0 2>/dev/null | sort -z | xargs -0 sha256sum | sha256sum | cut -c1-16
 }
 recorded() { [ ! -r "$1" ] || cat "$1"; }
 

@@ -2,7 +2,7 @@
 import { lstatSync, mkdirSync, realpathSync, type Stats } from 'node:fs';
 import { homedir } from 'node:os';
 import { join, resolve } from 'node:path';
-import { CtError } from './errors.ts';
+import { CtError, messageOf } from './errors.ts';
 
 const GROUP_OR_OTHERS = 0o077;
 const WRITABLE_BY_GROUP_OR_OTHERS = 0o022;
@@ -24,7 +24,15 @@ export function ctHomePath(env: Readonly<NodeJS.ProcessEnv> = process.env): stri
  * user or others may write to it: what lies there is booted.
  */
 export function openCtHome(ctHome: string): string {
-  mkdirSync(ctHome, { recursive: true, mode: 0o700 });
+  try {
+    mkdirSync(ctHome, { recursive: true, mode: 0o700 });
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOSPC') throw error;
+    throw new CtError('STATE_DIRECTORY_UNSAFE', `${ctHome} cannot be used: ${messageOf(error)}`, {
+      hint: 'point CT_HOME at a directory of your own',
+      cause: error,
+    });
+  }
   const real = realpathSync(ctHome);
   requireOwn(real, lstatSync(real), WRITABLE_BY_GROUP_OR_OTHERS);
   return real;

@@ -1,10 +1,18 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { CtError } from '../../core/errors.ts';
 import type { JobEnd } from '../../job/schedule.ts';
 import type { JobResult, RunEvent } from '../../protocol/run.ts';
 import type { Sink, Stream } from '../output.ts';
 import { CommandRenderer } from './command.ts';
-import { formatBytes, formatElapsed, formatError, styleFor, UNSTYLED } from './format.ts';
+import {
+  formatBytes,
+  formatElapsed,
+  formatError,
+  formatInternalError,
+  styleFor,
+  UNSTYLED,
+} from './format.ts';
 import { LinePrefixer, MAX_LINE_BYTES } from './line-prefixer.ts';
 import { RawJsonRenderer } from './raw-json.ts';
 import { exitStatusOf, JobRecord, reportOf } from './record.ts';
@@ -292,4 +300,18 @@ test('durations, sizes, errors and tables read well', () => {
     'A    LONG\nbbb  c\n',
   );
   assert.equal(styleFor(true, { NO_COLOR: '1' }), UNSTYLED);
+});
+
+test('an INTERNAL error asks for a report, and shows its stack and causes only for CT_DEBUG', () => {
+  const error = new CtError('INTERNAL', 'oops', { cause: new TypeError('deep') });
+  const quiet = formatInternalError(error, UNSTYLED, false);
+  assert.match(
+    quiet,
+    /^error\[INTERNAL\]: oops\n {2}hint: this is a bug in ct; please report it .*CT_DEBUG=1/,
+  );
+  assert.doesNotMatch(quiet, / at /);
+  assert.match(
+    formatInternalError(error, UNSTYLED, true),
+    /\n {4}at [\s\S]*caused by: TypeError: deep\n {4}at /,
+  );
 });
