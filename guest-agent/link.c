@@ -17,6 +17,7 @@
 #include "console.h"
 #include "exec.h"
 #include "files.h"
+#include "hello.h"
 #include "identity.h"
 #include "protocol.h"
 #include "records.h"
@@ -79,9 +80,7 @@ static bool shutting_down;
 static bool room_freed;
 static unsigned stream_count;
 
-/* Hello scanner: how many bytes of magic + nonce have been seen. */
-static uint8_t hello[sizeof CT_HELLO_MAGIC - 1 + CT_HELLO_NONCE_BYTES];
-static size_t hello_bytes;
+static struct hello hello;
 
 /* Bytes for the port, and the rest of the last thing nghttp2 wants sent. */
 static uint8_t outbox[PORT_WRITE_BYTES];
@@ -529,35 +528,16 @@ static void start_http2(void)
 
 /* --- The port --- */
 
-/*
- * Takes bytes until magic and nonce are complete; returns how many. Whatever else is on the wire (an answer to a
- * session that a snapshot cut off) is dropped. Magic has no repeated prefix, so a mismatch restarts at its first byte.
- */
-static size_t scan_hello(const uint8_t *data, size_t length)
-{
-	const size_t magic_bytes = sizeof CT_HELLO_MAGIC - 1;
-	for (size_t index = 0; index < length; index++) {
-		uint8_t byte = data[index];
-		if (hello_bytes < magic_bytes && byte != (uint8_t)CT_HELLO_MAGIC[hello_bytes])
-			hello_bytes = 0;
-		if (hello_bytes >= magic_bytes || byte == (uint8_t)CT_HELLO_MAGIC[hello_bytes])
-			hello[hello_bytes++] = byte;
-		if (hello_bytes == sizeof hello)
-			return index + 1;
-	}
-	return length;
-}
-
 static void take_input(const uint8_t *data, size_t length)
 {
 	if (phase == PHASE_HELLO) {
-		size_t taken = scan_hello(data, length);
-		if (hello_bytes < sizeof hello)
+		size_t taken = hello_scan(&hello, data, length);
+		if (!hello_complete(&hello))
 			return;
 		/* What is left of the ready line would only confuse; nothing else can be waiting yet. */
-		memcpy(outbox, hello, sizeof hello);
+		memcpy(outbox, hello.bytes, sizeof hello.bytes);
 		outbox_start = 0;
-		outbox_end = sizeof hello;
+		outbox_end = sizeof hello.bytes;
 		port_full = false;
 		start_http2();
 		data += taken;
