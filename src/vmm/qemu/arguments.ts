@@ -39,7 +39,7 @@ export function qemuArguments(options: QemuArgumentsOptions): string[] {
   return [
     ...['-nodefaults', '-no-user-config', '-display', 'none', '-no-reboot'],
     ...['-sandbox', 'on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny'],
-    ...['-M', 'microvm,acpi=on,pit=off,pic=off,rtc=off,memory-backend=ram', '-object', ram],
+    ...['-M', 'microvm,acpi=on,pit=off,pic=off,memory-backend=ram', '-object', ram],
     ...['-m', `${shape.memoryMib}M`, '-smp', String(shape.cpus)],
     ...(emulated
       ? // The kernel's `rep movsb` is slow in the translator: without ERMS it copies 2 to 4 times as fast.
