@@ -684,9 +684,11 @@ static int take_stdin(struct exec *exec, const uint8_t *data, size_t length, con
 			return 0;
 	}
 	if (exec->pending_size - exec->pending_end < length) {
-		memmove(exec->pending, exec->pending + exec->pending_start, exec->pending_end - exec->pending_start);
-		exec->pending_end -= exec->pending_start;
-		exec->pending_start = 0;
+		if (exec->pending_start > 0) {
+			exec->pending_end -= exec->pending_start;
+			memmove(exec->pending, exec->pending + exec->pending_start, exec->pending_end);
+			exec->pending_start = 0;
+		}
 		size_t size = exec->pending_size ? exec->pending_size : CT_MAX_RECORD_BYTES;
 		while (size - exec->pending_end < length)
 			size *= 2;
