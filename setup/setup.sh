@@ -109,7 +109,7 @@ fi
 
 # digest PATH…: one short hash over the names and contents of all files below those that exist; tests do not count.
 digest() {
-  find "$@" -type f ! -name '*.test.ts' -print0 2>/dev/null | sort -z | xargs -0 sha256sum | sha256sum | cut -c1-16
+  find "$@" -type f ! -name '*.test.ts' ! -path '*/build/*' -print0 2>/dev/null | sort -z | xargs -0 sha256sum | sha256sum | cut -c1-16
 }
 recorded() { [ ! -r "$1" ] || cat "$1"; }
 
@@ -146,25 +146,28 @@ done
 bundle_stale=
 [ -f "dist/$bundle_wanted/cli/main.js" ] || bundle_stale=1
 
+# What apt-get would download, `123 MB to download`; nothing if it does not know (yet) or has it all.
+download_size() {
+  # shellcheck disable=SC2086
+  apt-get install --print-uris -qq --no-install-recommends $missing 2>/dev/null |
+    awk '{ sum += $(NF - 1) } END { if (sum >= 1e6) printf "%d MB to download", sum / 1e6 }'
+}
+
 # --- Say what will happen -----------------------------------------------------------------------------------------
 
 [ -z "$missing$npm_stale$stale_components$bundle_stale" ] || : >"$log"
 if [ -n "$missing$npm_stale" ]; then
   say "${bold}Setting up ct${reset} in $root"
   if [ -n "$missing" ]; then
-    # shellcheck disable=SC2086
-    bytes=$(apt-get install --print-uris -qq --no-install-recommends $missing 2>/dev/null |
-      awk '{ sum += $(NF - 1) } END { printf "%d", sum / 1048576 }') || bytes=0
-    if [ "$bytes" -gt 0 ]; then size=", $bytes MB to download"; else size=; fi
-    say "  Debian packages, by apt-get$size:"
+    size=$(download_size)
+    say "  Debian packages, by apt-get${size:+ ($size)}:"
     for package in $missing; do
       sed -n "s/^$package  */    $package: /p" setup/packages.txt >&2
     done
   fi
   [ -z "$npm_stale" ] || say '  npm packages into node_modules/, with the Node.js that ct runs on (90 MB to download)'
   say '  then it compiles its C parts into build/ and bundles itself into dist/'
-  if [ "${bytes:-0}" -gt 20 ]; then time='about two or three minutes'; else time='less than a minute'; fi
-  say "  This takes $time, once. The first job builds its image too, in two minutes more."
+  say '  This takes one to three minutes, once; the first job builds its image too, in about two minutes more.'
 fi
 
 # --- Debian packages ----------------------------------------------------------------------------------------------
@@ -202,7 +205,8 @@ if [ -n "$missing" ]; then
       'see the lines above: the apt sources of this machine must work first' 125
     updated=1
   fi
-  if ! step 'install Debian packages' install_packages; then
+  size=$(download_size)
+  if ! step "install Debian packages${size:+, $size}" install_packages; then
     if [ -n "$updated" ] || ! step 'apt-get update' apt update || ! step 'install them again' install_packages; then
       fail REQUIREMENT_MISSING "Debian packages could not be installed: $missing" \
         'see the lines above, fix the cause, and run ct again' 125
