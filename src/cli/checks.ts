@@ -154,8 +154,8 @@ async function checkAccelerator(
       import('../vmm/probe.ts'),
       import('../vmm/qemu/version.ts'),
     ]);
-    const vmmVersion = `qemu ${await qemuVersion()}`;
-    const verdict = await probeAccelerator({ ctHome, vmmVersion });
+    const vmmVersion = `QEMU ${await qemuVersion()}`;
+    const verdict = await probeAccelerator({ ctHome, vmmVersion: vmmVersion.toLowerCase() });
     if (!verdict) {
       const message = '/dev/kvm opens; whether a guest boots on it is found out by the first job';
       return {
@@ -165,12 +165,12 @@ async function checkAccelerator(
     }
     const { accelerator, reason } = verdict;
     if (accelerator === 'kvm')
-      return { check: { name, level: 'ok', message: `KVM: ${reason}` }, accelerator };
+      return { check: { name, level: 'ok', message: `KVM (${vmmVersion}): ${reason}` }, accelerator };
     return {
       check: {
         name,
         level: 'warning',
-        message: `software emulation: ${reason}`,
+        message: `software emulation (${vmmVersion}): ${reason}`,
         fix: 'jobs run, slowly and NOT behind a security boundary; a machine with working KVM has both',
       },
       accelerator,

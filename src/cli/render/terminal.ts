@@ -70,7 +70,7 @@ export class Terminal implements Disposable {
 
   #drawStatus(text: string): void {
     this.#frame = (this.#frame + 1) % FRAMES.length;
-    const columns = process.stderr.columns ?? 80;
+    const columns = process.stderr.columns || 80;
     const line = `${FRAMES[this.#frame]} ${oneLine(text)}`.slice(0, Math.max(0, columns - 1));
     this.#output.write('stderr', `${ERASE_LINE}${this.style.dim(line)}`);
     this.#statusDrawn = true;
