@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { VERSION } from '../../src/core/version.ts';
-import { ctPath, runCt } from './run-ct.ts';
+import { ctPath, runCt } from '../support/run-ct.ts';
 
 let directory = '';
 
