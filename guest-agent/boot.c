@@ -391,9 +391,9 @@ static int make_job_cgroup(void)
 	if (total < 2 * reserve)
 		fatal("%llu MiB of memory are too little", total >> 20);
 	write_limit(job, "memory.max", total - reserve);
-	/* An empty process takes some 200 KiB of kernel memory: a quarter of the memory at most. */
-	unsigned long long processes = total / (800 << 10);
-	write_limit(job, "pids.max", processes > 4096 ? 4096 : processes < 128 ? 128 : processes);
+	/* Threads count, too. Kernel memory counts as memory, so this only has to stop what is plainly a fork bomb. */
+	unsigned long long processes = total / (256 << 10);
+	write_limit(job, "pids.max", processes > 4096 ? 4096 : processes);
 	return job;
 }
 
@@ -461,6 +461,9 @@ static void restrict_self(void)
 	must(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "dumpable");
 	struct rlimit none = { 0, 0 };
 	must(setrlimit(RLIMIT_CORE, &none), "core limit");
+	/* The kernel's default for processes depends on memory and counts all of a user's; pids.max is the limit. */
+	struct rlimit processes = { RLIM_INFINITY, RLIM_INFINITY };
+	must(setrlimit(RLIMIT_NPROC, &processes), "process limit");
 	struct rlimit files = { 1024, 524288 };
 	must(setrlimit(RLIMIT_NOFILE, &files), "file limit");
 }

@@ -76,9 +76,10 @@ static enum phase phase;
 static enum link_end end_reason;
 static nghttp2_session *session;
 static bool identified;
-static bool shutting_down;
+/* The answer to this stream is the last thing the guest says. */
+static int32_t last_stream;
+static bool last_stream_closed;
 static bool room_freed;
-static unsigned stream_count;
 
 static struct hello hello;
 
@@ -290,7 +291,7 @@ static enum request classify(const struct stream *stream)
 static void begin_request(struct stream *stream)
 {
 	enum request request = classify(stream);
-	if (shutting_down) {
+	if (last_stream) {
 		reject(stream, "409", "the guest is shutting down");
 		return;
 	}
@@ -375,7 +376,7 @@ static void apply_identity(struct stream *stream)
 	identified = true;
 	if (identity_apply(stream->identity, &options->user, text, sizeof text) < 0) {
 		/* Half an identity is none: no other request will be answered. */
-		shutting_down = true;
+		last_stream = stream->id;
 		respond_text(stream, "500", text);
 		return;
 	}
@@ -412,7 +413,7 @@ static void end_request(struct stream *stream)
 		respond_text(stream, "200", text);
 		return;
 	case REQUEST_SHUTDOWN:
-		shutting_down = true;
+		last_stream = stream->id;
 		stop_job();
 		volume_close();
 		respond_text(stream, "200", "");
@@ -432,7 +433,6 @@ static int on_begin_headers(nghttp2_session *unused, const nghttp2_frame *frame,
 	if (!stream)
 		return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
 	stream->id = frame->hd.stream_id;
-	stream_count++;
 	nghttp2_session_set_stream_user_data(session, stream->id, stream);
 	return 0;
 }
@@ -479,6 +479,8 @@ static int on_stream_close(nghttp2_session *unused, int32_t id, uint32_t error, 
 	if (!stream)
 		return 0;
 	nghttp2_session_set_stream_user_data(session, id, NULL);
+	if (id == last_stream)
+		last_stream_closed = true;
 	if (stream->exec)
 		exec_detach(stream->exec);
 	if (stream->identity) {
@@ -488,7 +490,6 @@ static int on_stream_close(nghttp2_session *unused, int32_t id, uint32_t error, 
 	record_decoder_free(&stream->records);
 	free(stream->output);
 	free(stream);
-	stream_count--;
 	return 0;
 }
 
@@ -653,11 +654,11 @@ enum link_end link_serve(const struct link_options *link_options)
 	uint64_t last_words = 0;
 	while (phase != PHASE_OVER) {
 		write_port();
-		if (shutting_down && phase == PHASE_HTTP2) {
+		if (last_stream && phase == PHASE_HTTP2) {
 			uint64_t now = now_us();
 			if (last_words == 0)
 				last_words = now + LAST_WORDS_MS * 1000;
-			if (now >= last_words || (stream_count == 0 && nothing_to_send() && !port_full)) {
+			if (now >= last_words || (last_stream_closed && nothing_to_send() && !port_full)) {
 				end_session(LINK_SHUT_DOWN);
 				break;
 			}
@@ -667,7 +668,7 @@ enum link_end link_serve(const struct link_options *link_options)
 			timeout = 0;
 		else if (phase == PHASE_HELLO)
 			timeout = IDLE_RETRY_MS;
-		else if (shutting_down)
+		else if (last_stream)
 			timeout = 20;
 		room_freed = false;
 

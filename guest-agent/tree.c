@@ -267,12 +267,14 @@ static bool receive_directory(struct receiver *receiver, const struct entry *ent
 	/* Writable for us until its content is there. */
 	int result = mkdirat(receiver->directory, base, 0700);
 	if (result < 0 && errno == EEXIST) {
+		/* Also writable for us, even if it was not; whatever is no directory fails here. */
 		struct stat status;
-		result = fstatat(receiver->directory, base, &status, AT_SYMLINK_NOFOLLOW);
-		if (result == 0 && !S_ISDIR(status.st_mode)) {
-			errno = ENOTDIR;
-			result = -1;
-		}
+		int fd = openat(receiver->directory, base, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+		result = fd < 0 ? -1 : fstat(fd, &status);
+		if (result == 0 && (status.st_mode & 0700) != 0700)
+			result = fchmod(fd, 0700);
+		if (fd >= 0)
+			close(fd);
 	}
 	size_t length = strlen(entry->name) + 1;
 	struct finished_directory *directory = malloc(sizeof *directory + length);

@@ -504,7 +504,7 @@ describe('exec', () => {
     const path = join(guest.scripts, 'step-1.sh');
     const data = `#!/bin/sh\necho "$0" "$1"\n${'# filler\n'.repeat(20_000)}`;
     const exec = await run(guest, [path, 'argument'], { script: { name: 'step-1.sh', data } });
-    assert.equal(exec.out(), `${path} argument\n`, exec.failed?.text);
+    assert.equal(exec.out(), `${path} argument\n`, exec.failed?.text ?? '');
     assert.equal(readFileSync(path, 'latin1'), data);
     assert.equal(statSync(path).mode & 0o777, 0o555);
     const again = await run(guest, [path], {
@@ -530,7 +530,10 @@ describe('exec', () => {
       [encodeRecord(ExecInput.scriptData, 'x'), /script name/],
       [encodeRecord(ExecInput.arg, 'true'), /before a start record/],
       [Buffer.from([ExecInput.arg, 0, 1, 0, 1]), /malformed record/],
-      [Buffer.concat(Array(20).fill(encodeRecord(ExecInput.arg, 'x'.repeat(65_536)))), /1 MiB/],
+      [
+        Buffer.concat(Array.from({ length: 20 }, () => encodeRecord(ExecInput.arg, 'x'.repeat(65_536)))),
+        /1 MiB/,
+      ],
     ];
     for (const [body, text] of cases) {
       const reply = await guest.request('POST', GuestPath.exec, body);
