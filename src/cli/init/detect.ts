@@ -1,0 +1,183 @@
+/** What a repository is built with, judged by the files in its root. */
+import { closeSync, constants, fstatSync, openSync, readdirSync, readSync } from 'node:fs';
+import { join } from 'node:path';
+
+/** Read whole and only looked through for names; larger ones are taken for something else. */
+const MAX_FILE_BYTES = 1024 * 1024;
+
+export type ToolKind = 'npm' | 'make' | 'cargo' | 'go' | 'python';
+
+export interface Tool {
+  readonly kind: ToolKind;
+  /** File that gave it away. */
+  readonly file: string;
+  /** Debian packages beyond the default image. */
+  readonly packages: readonly string[];
+  readonly steps: readonly { readonly name: string; readonly run: string }[];
+  /** What else the user has to know, one sentence a line. */
+  readonly notes: readonly string[];
+}
+
+/** In the order in which jobs are written. Files that cannot be read or parsed count as empty. */
+export function detectTools(directory: string): Tool[] {
+  const files = new Set(readdirSync(directory));
+  const read = (name: string): string => (files.has(name) ? readText(join(directory, name)) : '');
+  return [npm(files, read), cargo(files, read), go(files), python(files, read), make(files, read)].filter(
+    (tool) => tool !== undefined,
+  );
+}
+
+type Read = (name: string) => string;
+
+function npm(files: ReadonlySet<string>, read: Read): Tool | undefined {
+  if (!files.has('package.json')) return undefined;
+  const manifest = parseObject(read('package.json'));
+  const scripts = asObject(manifest['scripts']);
+  const client = files.has('pnpm-lock.yaml') ? 'pnpm' : files.has('yarn.lock') ? 'yarn' : 'npm';
+  const wanted = ['lint', 'typecheck', 'build', 'test'].filter((name) => {
+    const script = scripts[name];
+    // What `npm init` writes.
+    return typeof script === 'string' && !script.includes('no test specified');
+  });
+  const steps = wanted.map((name) => ({
+    name,
+    run: name === 'test' ? `${client} test` : `${client} run ${name}`,
+  }));
+  const hasDependencies = ['dependencies', 'devDependencies'].some(
+    (key) => Object.keys(asObject(manifest[key])).length > 0,
+  );
+  return {
+    kind: 'npm',
+    file: 'package.json',
+    packages: ['nodejs', 'npm'],
+    steps: steps.length > 0 ? steps : [{ name: 'check', run: 'node --version && npm --version' }],
+    notes: [
+      ...(client === 'npm'
+        ? []
+        : [`${client} is no Debian package: keep it in the repository, or let npm do the work.`]),
+      ...(hasDependencies
+        ? [
+            'Jobs have no network, so `npm ci` cannot download anything in them. Install the dependencies here,',
+            'and run `ct run --no-ignore`, which sends node_modules too.',
+          ]
+        : []),
+    ],
+  };
+}
+
+function cargo(files: ReadonlySet<string>, read: Read): Tool | undefined {
+  if (!files.has('Cargo.toml')) return undefined;
+  const locked = files.has('Cargo.lock') ? ' --locked' : '';
+  const hasDependencies = /^\[(?:[\w.'()"= -]+\.)?(?:dev-|build-)?dependencies[\].]/m.test(
+    read('Cargo.toml'),
+  );
+  return {
+    kind: 'cargo',
+    file: 'Cargo.toml',
+    packages: ['cargo'],
+    steps: [
+      { name: 'build', run: `cargo build --offline${locked}` },
+      { name: 'test', run: `cargo test --offline${locked}` },
+    ],
+    notes:
+      hasDependencies && !files.has('vendor')
+        ? ['Jobs have no network: `cargo vendor` puts the dependencies into the repository.']
+        : [],
+  };
+}
+
+function go(files: ReadonlySet<string>): Tool | undefined {
+  if (!files.has('go.mod')) return undefined;
+  return {
+    kind: 'go',
+    file: 'go.mod',
+    packages: ['golang-go'],
+    steps: [
+      { name: 'build', run: 'go build ./...' },
+      { name: 'vet', run: 'go vet ./...' },
+      { name: 'test', run: 'go test ./...' },
+    ],
+    notes:
+      files.has('go.sum') && !files.has('vendor')
+        ? ['Jobs have no network: `go mod vendor` puts the dependencies into the repository.']
+        : [],
+  };
+}
+
+function python(files: ReadonlySet<string>, read: Read): Tool | undefined {
+  const file = ['pyproject.toml', 'requirements.txt', 'setup.py', 'setup.cfg'].find((name) =>
+    files.has(name),
+  );
+  if (file === undefined) return undefined;
+  const configuration = [
+    'pyproject.toml',
+    'requirements.txt',
+    'requirements-dev.txt',
+    'setup.cfg',
+    'tox.ini',
+  ].map(read);
+  const usesPytest =
+    files.has('pytest.ini') ||
+    files.has('conftest.py') ||
+    configuration.some((text) => /\bpytest\b/.test(text));
+  return {
+    kind: 'python',
+    file,
+    packages: usesPytest ? ['python3-pytest'] : [],
+    steps: [
+      { name: 'compile', run: 'python3 -m compileall -q .' },
+      { name: 'test', run: usesPytest ? 'python3 -m pytest' : 'python3 -m unittest discover' },
+    ],
+    notes: [
+      'Jobs have no network, so `pip install` cannot download anything in them: put what is imported into the image',
+      '(Debian calls it python3-NAME), or wheels into the repository and `pip install --no-index --find-links`.',
+    ],
+  };
+}
+
+function make(files: ReadonlySet<string>, read: Read): Tool | undefined {
+  const file = ['GNUmakefile', 'makefile', 'Makefile'].find((name) => files.has(name));
+  if (file === undefined) return undefined;
+  const targets = new Set(
+    [...read(file).matchAll(/^([A-Za-z0-9][\w.-]*)[ \t]*::?(?![:=])/gm)].map((match) => match[1]),
+  );
+  const test = ['test', 'check', 'tests'].find((name) => targets.has(name));
+  const build = ['all', 'build'].find((name) => targets.has(name));
+  return {
+    kind: 'make',
+    file,
+    packages: [],
+    steps: [
+      { name: 'build', run: build === undefined ? 'make' : `make ${build}` },
+      ...(test === undefined ? [] : [{ name: 'test', run: `make ${test}` }]),
+    ],
+    notes: [],
+  };
+}
+
+function readText(path: string): string {
+  let fd: number | undefined;
+  try {
+    fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
+    const stat = fstatSync(fd);
+    if (!stat.isFile() || stat.size > MAX_FILE_BYTES) return '';
+    const buffer = Buffer.alloc(stat.size);
+    return buffer.toString('utf8', 0, readSync(fd, buffer, 0, buffer.length, 0));
+  } catch {
+    return '';
+  } finally {
+    if (fd !== undefined) closeSync(fd);
+  }
+}
+
+function parseObject(text: string): Record<string, unknown> {
+  try {
+    return asObject(JSON.parse(text));
+  } catch {
+    return {};
+  }
+}
+
+function asObject(value: unknown): Record<string, unknown> {
+  return typeof value === 'object' && value !== null ? (value as Record<string, unknown>) : {};
+}

@@ -1,0 +1,140 @@
+/** `ct init`: a job file that fits the repository. */
+import { existsSync, readdirSync, writeFileSync } from 'node:fs';
+import { join, resolve } from 'node:path';
+import { CtError, messageOf } from '../../core/errors.ts';
+import { detectTools, type Tool, type ToolKind } from './detect.ts';
+
+/** Image of a repository that needs more than the default one has; the user writes its definition. */
+const IMAGE_NAME = 'ci';
+
+const JOB_IDS: Readonly<Record<ToolKind, string>> = {
+  npm: 'node',
+  cargo: 'rust',
+  go: 'go',
+  python: 'python',
+  make: 'make',
+};
+
+export interface InitOptions {
+  readonly directory: string;
+  /** Replace a job file that exists. */
+  readonly force: boolean;
+}
+
+export interface InitResult {
+  /** Absolute path of the file written. */
+  readonly path: string;
+  readonly content: string;
+  /** What was recognised, e.g. `npm (package.json)`. */
+  readonly detected: readonly string[];
+}
+
+/**
+ * Writes `ct.yml` into `directory`. Throws USAGE if there is one already and `force` is not given, or if the
+ * directory cannot be read or written.
+ */
+export function initProject(options: InitOptions): InitResult {
+  const directory = resolve(options.directory);
+  const path = join(directory, 'ct.yml');
+  try {
+    if (!options.force && hasJobFile(directory)) {
+      throw new CtError('USAGE', `${directory} has a job file already`, { hint: '--force replaces ct.yml' });
+    }
+    const tools = detectTools(directory);
+    const content = jobFileFor(tools);
+    writeFileSync(path, content, { flag: options.force ? 'w' : 'wx' });
+    return { path, content, detected: tools.map((tool) => `${tool.kind} (${tool.file})`) };
+  } catch (error) {
+    if (error instanceof CtError) throw error;
+    throw new CtError('USAGE', `cannot write ${path}: ${messageOf(error)}`, { cause: error });
+  }
+}
+
+function hasJobFile(directory: string): boolean {
+  if (existsSync(join(directory, 'ct.yml'))) return true;
+  const more = join(directory, '.ct');
+  return existsSync(more) && readdirSync(more).some((name) => name.endsWith('.yml'));
+}
+
+/** The text of a job file for these tools; for none, one to start from. */
+export function jobFileFor(tools: readonly Tool[]): string {
+  const packages = [...new Set(tools.flatMap((tool) => tool.packages))];
+  const lines = [
+    '# Jobs of this repository, for ct: each runs in a microVM of its own. `ct run JOB` runs one here.',
+    '# All keys: docs/job-file.md of ct.',
+    'version: 1',
+    '',
+    'defaults:',
+    ...imageLines(packages),
+    '  resources:',
+    '    cpu: 1',
+    '    memory: 2G # M is MiB, G is GiB',
+    '  timeout: 30m',
+    '',
+    'jobs:',
+  ];
+  if (tools.length === 0) lines.push(...sampleJob());
+  for (const [index, tool] of tools.entries()) {
+    if (index > 0) lines.push('');
+    lines.push(...jobLines(tools.length === 1 ? 'build' : JOB_IDS[tool.kind], tool));
+  }
+  return `${lines.join('\n')}\n`;
+}
+
+function imageLines(packages: readonly string[]): string[] {
+  if (packages.length === 0) {
+    return [
+      '  # What is installed in the VM. Jobs cannot install more: they have no network, and the system is read-only.',
+      '  # For more packages write images/NAME.yml with `extends: debian-12` and `packages: […]`.',
+      '  image: debian-12',
+    ];
+  }
+  return [
+    '  # What is installed in the VM. Jobs cannot install more: they have no network, and the system is read-only.',
+    `  # The image \`${IMAGE_NAME}\` is yours to define. Write images/${IMAGE_NAME}.yml with:`,
+    '  #',
+    `  #   name: ${IMAGE_NAME}`,
+    '  #   extends: debian-12',
+    `  #   packages: [${packages.join(', ')}]`,
+    `  image: ${IMAGE_NAME}`,
+  ];
+}
+
+function jobLines(id: string, tool: Tool): string[] {
+  return [
+    ...tool.notes.map((note) => `  # ${note}`),
+    `  ${id}:`,
+    '    steps:',
+    ...tool.steps.flatMap((step) => [`      - name: ${step.name}`, `        run: ${step.run}`]),
+    `    # Files to keep; they land in .ct/out/${id}.`,
+    '    # artifacts:',
+    '    #   paths: [dist]',
+  ];
+}
+
+function sampleJob(): string[] {
+  return [
+    '  build:',
+    '    steps:',
+    '      - name: look around',
+    '        run: |',
+    '          uname -a',
+    '          ls -la',
+    '      # Runs whether the steps before it failed or not; also success() and failure().',
+    '      - name: always last',
+    '        if: always()',
+    '        run: echo done',
+    '    # Files to keep; they land in .ct/out/build.',
+    '    # artifacts:',
+    '    #   paths: [dist]',
+    '',
+    '  # A job that waits for another, once per value of `suite`:',
+    '  # test:',
+    '  #   needs: build',
+    '  #   matrix:',
+    '  #     suite: [unit, integration]',
+    '  #   steps:',
+    // biome-ignore lint/suspicious/noTemplateCurlyInString: an expression of the job file
+    '  #     - run: ./run-tests ${{ matrix.suite }}',
+  ];
+}
