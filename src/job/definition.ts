@@ -113,7 +113,7 @@ const step = object(
       fallback: 'the first line of `run`',
     }),
     run: required(template({ expected: 'a script' }), 'Script that the shell runs.', {
-      fallback: 'a step is `- run: COMMAND`',
+      advice: 'a step is `- run: COMMAND`',
     }),
     env: optional(env, 'Variables of this step.'),
     'working-directory': optional(workingDirectory, 'Where the script starts, relative to the workspace.', {
@@ -316,7 +316,7 @@ export const defaultsSchema = object(
 
 export const jobFileSchema = object(
   {
-    version: required(integer(1, 1), 'Version of this format.', { fallback: 'write `version: 1`' }),
+    version: required(integer(1, 1), 'Version of this format.', { advice: 'write `version: 1`' }),
     defaults: optional(defaultsSchema, 'What the jobs of this file have in common.'),
     jobs: required(
       record(

@@ -380,7 +380,7 @@ export function record<T>(
   const regex = new RegExp(key.pattern);
   return {
     expected,
-    typeName: 'mapping',
+    typeName: value.children === undefined ? `mapping to ${value.typeName}` : 'mapping',
     children: { kind: 'record', keyName: key.name, value },
     jsonSchema: () => ({
       type: 'object',
@@ -428,6 +428,8 @@ export interface Field<T, R extends boolean> {
   readonly doc: string;
   /** What holds when the key is absent, as the docs say it. */
   readonly fallback?: string | undefined;
+  /** For a required key: what to write where it is missing. */
+  readonly advice?: string | undefined;
   /** True of values that are parsed but that this version refuses to run. */
   readonly unsupported?: ((value: T) => boolean) | undefined;
 }
@@ -437,6 +439,7 @@ export type Fields = Readonly<Record<string, Field<any, boolean>>>;
 
 interface FieldOptions<T> {
   readonly fallback?: string;
+  readonly advice?: string;
   readonly unsupported?: (value: T) => boolean;
 }
 
@@ -586,7 +589,7 @@ function parseObject(
       context,
       { ...node.span, end: node.span.start + 1 },
       `the key \`${key}\` is missing here`,
-      field.fallback,
+      field.advice,
     );
   }
   context.locations.record(values, node.span, members);

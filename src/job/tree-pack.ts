@@ -167,7 +167,7 @@ class Packer implements TreeSummary {
       return;
     }
     if (holdsCredentials(join(path, 'config'))) {
-      this.#warn('.git/config, which the job can read, seems to hold credentials; --no-git leaves .git out');
+      this.#warn('.git/config, which the job can read, seems to hold credentials');
     }
     yield [name];
     yield* prefixed(name, walkAll(Buffer.from(path), isLockFile));
