@@ -109,6 +109,20 @@ export const COMMANDS: readonly CommandSpec[] = [
     load: () => import('./commands/image/ls.ts'),
   },
   {
+    name: 'bench start',
+    summary: 'measure how long a VM takes to appear and to vanish, and what it costs',
+    description: [
+      'Boots, restores and destroys VMs of its own, without the host daemon, and prints percentiles: cold boot, restore until the first byte of a tiny static program arrives, destroy, private memory.',
+    ],
+    options: [
+      { name: 'runs', value: 'N', help: 'samples of each figure; 20 if absent' },
+      { name: 'image', value: 'IMAGE', help: 'image to boot; debian-12 if absent' },
+      JSON_OPTION,
+    ],
+    examples: [{ command: 'ct bench start --json', what: 'figures for a script' }],
+    load: () => import('./commands/bench/start.ts'),
+  },
+  {
     name: 'completion',
     summary: 'print a script that completes ct in your shell',
     description: ['Prints the completion script for bash, zsh or fish on stdout.'],

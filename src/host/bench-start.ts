@@ -2,10 +2,12 @@
  * `ct bench start`: how long a VM takes to appear and to vanish, and what it costs. Runs machines of its own, beside the
  * daemon's, so that nothing else is in the figures.
  */
-import { readFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { ImageStore } from '../image/store.ts';
 import type { Accelerator } from '../protocol/run.ts';
 import type { MachineShape } from '../vmm/driver.ts';
-import type { Machines } from './machines.ts';
+import { Machines } from './machines.ts';
 
 export interface Distribution {
   readonly p50: number;
@@ -36,17 +38,27 @@ export interface StartFigures {
 }
 
 export interface BenchStartOptions {
-  readonly machines: Machines;
+  readonly ctHome: string;
   readonly shape: MachineShape;
   readonly runs: number;
-  /** Cold boots are slow; fewer of them are taken. */
-  readonly coldRuns: number;
   readonly onProgress: (done: number, total: number, what: string) => void;
+  readonly signal: AbortSignal;
 }
 
+/** Throws what claiming a VM throws; nothing is left behind. */
 export async function benchStart(options: BenchStartOptions): Promise<StartFigures> {
-  const { machines, shape, runs, coldRuns, onProgress } = options;
-  const total = runs + coldRuns;
+  await using cleanup = new AsyncDisposableStack();
+  const { ctHome } = options;
+  const scratchDirectory = mkdtempSync(join(ctHome, 'bench-'));
+  cleanup.defer(() => rmSync(scratchDirectory, { recursive: true, force: true }));
+  const machines = new Machines({ ctHome, images: new ImageStore(ctHome), scratchDirectory });
+  cleanup.defer(() => machines.close());
+  return await measure(machines, options);
+}
+
+async function measure(machines: Machines, options: BenchStartOptions): Promise<StartFigures> {
+  const { shape, runs, onProgress, signal } = options;
+  const total = 2 * runs;
   const samples = {
     coldBootMs: [] as number[],
     restoreMs: [] as number[],
@@ -62,6 +74,7 @@ export async function benchStart(options: BenchStartOptions): Promise<StartFigur
   const { driver } = first;
 
   for (let run = 0; run < runs; run++) {
+    signal.throwIfAborted();
     onProgress(run, total, 'restoring clones');
     const startedAt = performance.now();
     const { machine, claimMs } = await machines.claim(shape, () => {});
@@ -78,7 +91,8 @@ export async function benchStart(options: BenchStartOptions): Promise<StartFigur
       samples.destroyMs.push(await timed(() => machine.destroy()));
     }
   }
-  for (let run = 0; run < coldRuns; run++) {
+  for (let run = 0; run < runs; run++) {
+    signal.throwIfAborted();
     onProgress(runs + run, total, 'booting cold');
     const { machine, claimMs } = await machines.coldBoot(shape);
     samples.coldBootMs.push(claimMs);

@@ -10,7 +10,7 @@ import type { ImageStore } from '../image/store.ts';
 import type { Accelerator, VmSource } from '../protocol/run.ts';
 import type { BootSource, MachineShape, Template, VmmDriver } from '../vmm/driver.ts';
 import { type AcceleratorVerdict, KVM_BOOT_DEADLINE_MS, probeAccelerator } from '../vmm/probe.ts';
-import { QemuDriver } from '../vmm/qemu/driver.ts';
+import { QemuDriver, tscKhz } from '../vmm/qemu/driver.ts';
 import { QEMU_PATH, qemuVersion } from '../vmm/qemu/version.ts';
 import { volumeBlocks } from '../vmm/volume.ts';
 import { Link } from './link.ts';
@@ -267,10 +267,4 @@ function withDiagnostics(error: unknown, diagnostics: string): CtError {
     hint: failure.hint,
     cause: error,
   });
-}
-
-/** The emulator's time stamp counter ticks with the host's. */
-function tscKhz(): number | undefined {
-  const mhz = /^cpu MHz\s*:\s*([\d.]+)$/m.exec(readFileSync('/proc/cpuinfo', 'utf8'))?.[1];
-  return mhz === undefined ? undefined : Math.round(Number(mhz) * 1000);
 }

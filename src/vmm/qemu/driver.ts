@@ -1,6 +1,6 @@
 /** QEMU's `microvm` machine behind the VmmDriver interface. */
 import { spawn } from 'node:child_process';
-import { closeSync, fstatSync, openSync } from 'node:fs';
+import { closeSync, fstatSync, openSync, readFileSync } from 'node:fs';
 import type { Socket } from 'node:net';
 import { withDeadline } from '../../core/deadline.ts';
 import { CtError } from '../../core/errors.ts';
@@ -262,4 +262,10 @@ class QemuTemplate implements Template {
     this.#closed = true;
     closeSync(this.ramFd);
   }
+}
+
+/** The emulator's time stamp counter ticks with the host's. */
+export function tscKhz(): number | undefined {
+  const mhz = /^cpu MHz\s*:\s*([\d.]+)$/m.exec(readFileSync('/proc/cpuinfo', 'utf8'))?.[1];
+  return mhz === undefined ? undefined : Math.round(Number(mhz) * 1000);
 }

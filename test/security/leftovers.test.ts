@@ -1,0 +1,96 @@
+/** What a job wrote is found nowhere after it: not on the disk that held its volume, not in shared memory. */
+import assert from 'node:assert/strict';
+import { randomBytes } from 'node:crypto';
+import { cpSync, readdirSync, statSync } from 'node:fs';
+import { join } from 'node:path';
+import { after, before, test } from 'node:test';
+import { findHost } from '../../src/host/client.ts';
+import { runCt } from '../e2e/run-ct.ts';
+import { testHome, testImage } from '../support/images.ts';
+import { fileContains, loopDisk, loopDiskObstacle } from '../support/loop-disk.ts';
+import { CIPHER, makeVmm, type Scratch, scratchDirectory } from '../support/machines.ts';
+import { descendantsOf } from '../support/processes.ts';
+
+const options = loopDiskObstacle === undefined ? {} : { skip: loopDiskObstacle };
+let scratch: Scratch;
+before(async () => {
+  await testImage('debian-12');
+});
+after(() => scratch?.[Symbol.dispose]());
+
+/** The job puts the marker together itself, so that it is in no argument, log or request. */
+function marker(): { halves: [string, string]; bytes: Buffer; script: string } {
+  const halves: [string, string] = [randomBytes(12).toString('hex'), randomBytes(12).toString('hex')];
+  const script = `for d in /workspace /tmp /var/tmp "$HOME" /dev/shm; do
+    for i in 1 2 3 4 5 6 7 8; do printf '%s%s\\n' "$A" "$B" >> $d/file; done
+    mkdir -p "$d/$A$B"
+  done; sync`;
+  return { halves, bytes: Buffer.from(halves.join('')), script };
+}
+
+for (const [cipher, found] of [
+  [CIPHER, false],
+  ['none', true], // the control: the search finds what an unencrypted volume leaves behind
+] as const) {
+  test(
+    `with the cipher ${cipher} the job's bytes are ${found ? '' : 'not '}on the disk`,
+    options,
+    async () => {
+      using directory = scratchDirectory();
+      using disk = loopDisk(directory.path, 1024);
+      const { halves, bytes, script } = marker();
+      {
+        await using vmm = await makeVmm({ volumeMib: 512 }, { volumeDirectory: disk.mountPoint });
+        await using guest = await vmm.clone({ cipher });
+        const [A, B] = halves;
+        const { result, err } = await guest.sh(script, {
+          env: { ...guest.manifest.env, HOME: guest.manifest.user.home, A, B },
+        });
+        assert.deepEqual(result, { kind: 'exited', code: 0, oomKilled: false }, err);
+      }
+      assert.deepEqual(readdirSync(disk.mountPoint), ['lost+found']);
+      disk.unmount();
+      assert.equal(disk.contains(bytes), found);
+    },
+  );
+}
+
+test(
+  "after ct run no process, socket, file or mount is left, and the job's bytes are nowhere",
+  options,
+  async () => {
+    scratch = scratchDirectory();
+    using disk = loopDisk(scratch.path, 4096);
+    const home = join(disk.mountPoint, 'home');
+    // The image, so that it need not be built again.
+    for (const part of ['blobs', 'images'])
+      cpSync(join(testHome, part), join(home, part), { recursive: true });
+    const env = { CT_HOME: home, XDG_RUNTIME_DIR: '' };
+    const { halves, bytes, script } = marker();
+    const [A, B] = halves;
+    const args = ['run', '--memory', '512M', '-e', `A=${A}`, '-e', `B=${B}`, '--', 'sh', '-c', script];
+    const outcome = await runCt(args, { cwd: scratch.path, env });
+    assert.equal(outcome.status, 0, outcome.stderr);
+
+    const host = await findHost(home);
+    assert.ok(host);
+    const { pid } = await host.info();
+    const family = descendantsOf(pid);
+    assert.deepEqual(
+      family.filter(({ name }) => name.startsWith('qemu')),
+      [],
+    );
+    assert.deepEqual(readdirSync(join(home, 'scratch')), []);
+    assert.equal(await host.shutdown(), true);
+    while (descendantsOf(pid).length > 0) await new Promise((resolve) => setTimeout(resolve, 50));
+    // Unmounting fails if any process still holds a file there.
+    disk.unmount();
+    assert.equal(disk.contains(bytes), false);
+    // The control of the search itself: something that is certainly there.
+    assert.equal(disk.contains(Buffer.from('ct-guest')), true);
+    for (const name of readdirSync('/dev/shm')) {
+      const path = join('/dev/shm', name);
+      if (statSync(path).isFile()) assert.equal(fileContains(path, bytes), false, path);
+    }
+  },
+);
