@@ -10,7 +10,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { findHost } from '../../src/host/client.ts';
 import { testHome, testImage } from '../support/images.ts';
 import { allProcesses, childProcesses, descendantsOf } from '../support/processes.ts';
-import { type CtOutcome, ctPath, runCt } from './run-ct.ts';
+import { type CtOutcome, ctPath, runCt } from '../support/run-ct.ts';
 
 let directory = '';
 const env = { CT_HOME: testHome };
