@@ -5,26 +5,10 @@
 import { MAX_STEPS } from '../protocol/limits.ts';
 import type { Template } from './expression.ts';
 import { formatSizeMib } from './quantity.ts';
-import {
-  duration,
-  type Infer,
-  integer,
-  type KeyRule,
-  list,
-  object,
-  objectWithRest,
-  oneOf,
-  oneOrMany,
-  optional,
-  orTemplate,
-  record,
-  required,
-  scalarOr,
-  scalarText,
-  size,
-  template,
-  text,
-} from './schema.ts';
+import { type KeyRule, list, oneOrMany, record, scalarOr } from './schema/collections.ts';
+import { object, objectWithRest, optional, required } from './schema/objects.ts';
+import { duration, integer, oneOf, orTemplate, scalarText, size, template, text } from './schema/scalars.ts';
+import type { Infer } from './schema/schema.ts';
 
 // Defaults that hold when neither the job nor `defaults` says otherwise.
 export const DEFAULT_IMAGE = 'debian-12';

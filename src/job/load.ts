@@ -15,7 +15,7 @@ import {
 import { MAX_JOB_FILE_BYTES } from '../protocol/limits.ts';
 import { type DefaultsSpec, type JobFileSpec, type JobSpec, jobFileSchema } from './definition.ts';
 import { type Template, unknownName } from './expression.ts';
-import { Locations } from './schema.ts';
+import { Locations } from './schema/schema.ts';
 
 /** Files of `.ct/`; user-controlled, and each may be MAX_JOB_FILE_BYTES. */
 const MAX_JOB_FILES = 100;

@@ -1,0 +1,53 @@
+/** What a plan consists of. */
+import type { SourceSpan } from '../core/yaml-source.ts';
+import type { StepRequest } from '../protocol/run.ts';
+
+/** What the command line says over the job file. */
+export interface PlanOptions {
+  /** Job ids, or the name of one combination such as `test (node=20)`. Empty: every job. */
+  readonly targets: readonly string[];
+  /** `-e`: wins over every other variable. Names are checked (USAGE). */
+  readonly env?: Readonly<Record<string, string>>;
+  readonly image?: string;
+  readonly cpus?: number;
+  readonly memoryMib?: number;
+  readonly diskMib?: number;
+}
+
+/** One job of a plan: one VM. */
+export interface PlannedJob {
+  /** Unique in the plan: `build`, `test (node=20, os=debian)`. */
+  readonly name: string;
+  /** Key in the job file; absent for a command given on the command line. */
+  readonly id?: string;
+  /** Names of planned jobs that must succeed first. */
+  readonly needs: readonly string[];
+  /** Image name, still to be resolved to a digest. */
+  readonly image: string;
+  readonly cpus: number;
+  readonly memoryMib: number;
+  readonly diskMib: number;
+  /** Over the variables of the image and those the host sets. */
+  readonly env: Readonly<Record<string, string>>;
+  readonly steps: readonly StepRequest[];
+  readonly timeoutMs: number;
+  readonly artifacts: readonly string[];
+  readonly artifactsExpireMs?: number;
+  /** One path component, unique in the plan: artifacts land in `.ct/out/<directory>`. */
+  readonly directory: string;
+  /** Where things stand in the job file, for messages; absent for a command line. */
+  readonly spans?: PlannedSpans;
+}
+
+export interface PlannedSpans {
+  readonly job: SourceSpan;
+  readonly image?: SourceSpan;
+  readonly cpu?: SourceSpan;
+  readonly memory?: SourceSpan;
+  readonly disk?: SourceSpan;
+}
+
+export interface Plan {
+  /** Each after everything it needs; otherwise in file order. */
+  readonly jobs: readonly PlannedJob[];
+}
