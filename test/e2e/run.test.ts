@@ -147,7 +147,10 @@ test('independent jobs run side by side, needs waits, dependents of a failed job
   const { status, stdout } = await runCt(['run', '--json', 'a', 'b', 'c', 'd'], { cwd: root, env });
   assert.equal(status, 1, stdout);
   const ends = Object.fromEntries(
-    (JSON.parse(stdout).jobs as { job: string; outcome: string }[]).map(({ job, outcome }) => [job, outcome]),
+    (JSON.parse(stdout).jobs as { name: string; outcome: string }[]).map(({ name, outcome }) => [
+      name,
+      outcome,
+    ]),
   );
   assert.deepEqual(ends, { a: 'success', b: 'failure', c: 'success', d: 'skipped' });
 });
