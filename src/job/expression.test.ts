@@ -1,7 +1,7 @@
 // biome-ignore-all lint/suspicious/noTemplateCurlyInString: expressions of the job file, not of this language
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { formatPosition, type Problem, SourceText } from '../core/yaml-source.ts';
+import { formatPosition, type Problem, SourceText } from '../core/source-text.ts';
 import { evaluate, parseTemplate, type Scope } from './expression.ts';
 
 const scope: Scope = {

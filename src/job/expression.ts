@@ -5,8 +5,8 @@
  * inserted literally; the result is not looked at again. `$${{` stands for a literal `${{`.
  */
 import type { ErrorCode } from '../core/errors.ts';
+import type { Problem, SourceSpan } from '../core/source-text.ts';
 import { didYouMean } from '../core/suggest.ts';
-import type { Problem, SourceSpan } from '../core/yaml-source.ts';
 
 const CODE: ErrorCode = 'JOB_EXPRESSION_INVALID';
 

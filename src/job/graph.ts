@@ -1,7 +1,7 @@
 /** Which jobs a plan takes in, and in which order. */
 import { CtError } from '../core/errors.ts';
+import { formatPosition, printable } from '../core/source-text.ts';
 import { didYouMean } from '../core/suggest.ts';
-import { formatPosition, printable } from '../core/yaml-source.ts';
 import { MAX_MATRIX_JOBS } from './definition.ts';
 import type { LoadedJob, LoadedJobs } from './load.ts';
 import { expandMatrix } from './matrix.ts';

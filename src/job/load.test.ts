@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
 import { CtError } from '../core/errors.ts';
-import { formatPosition, SourceText } from '../core/yaml-source.ts';
+import { formatPosition, SourceText } from '../core/source-text.ts';
 import { loadJobs, loadSources } from './load.ts';
 
 const scratch = mkdtempSync(join(tmpdir(), 'ct-load-'));

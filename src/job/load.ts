@@ -2,16 +2,16 @@
 import { type Dirent, existsSync, readdirSync, statSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
 import { CtError, messageOf } from '../core/errors.ts';
-import { didYouMean } from '../core/suggest.ts';
 import {
   formatPosition,
   type Problem,
-  parseYaml,
   problemsError,
   readSource,
   type SourceSpan,
   type SourceText,
-} from '../core/yaml-source.ts';
+} from '../core/source-text.ts';
+import { didYouMean } from '../core/suggest.ts';
+import { parseYaml } from '../core/yaml-source.ts';
 import { MAX_JOB_FILE_BYTES } from '../protocol/limits.ts';
 import { type DefaultsSpec, type JobFileSpec, type JobSpec, jobFileSchema } from './definition.ts';
 import { type Template, unknownName } from './expression.ts';

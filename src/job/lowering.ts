@@ -1,5 +1,5 @@
 /** From one combination of one job to what is sent to a host: expressions evaluated, defaults applied. */
-import type { Problem, SourceSpan } from '../core/yaml-source.ts';
+import type { Problem, SourceSpan } from '../core/source-text.ts';
 import { MAX_JSON_BYTES, MAX_SCRIPT_BYTES } from '../protocol/limits.ts';
 import type { StepRequest } from '../protocol/run.ts';
 import {

@@ -1,5 +1,5 @@
 /** What jobs and steps are called. */
-import { printable } from '../core/yaml-source.ts';
+import { printable } from '../core/source-text.ts';
 import { type Combination, combinationLabel } from './matrix.ts';
 
 /** Step names are repeated on every line of some logs. */

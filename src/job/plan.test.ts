@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { CtError } from '../core/errors.ts';
-import { SourceText } from '../core/yaml-source.ts';
+import { SourceText } from '../core/source-text.ts';
 import { loadSources } from './load.ts';
 import { checkCapacity, type Plan, type PlanOptions, planCommand, planJobs, toJobRequest } from './plan.ts';
 

@@ -1,6 +1,6 @@
 /** From job files and a target to a graph of jobs that can be sent to a host. */
 import { CtError } from '../core/errors.ts';
-import { type Problem, printable, problemsError, type SourceSpan } from '../core/yaml-source.ts';
+import { type Problem, printable, problemsError, type SourceSpan } from '../core/source-text.ts';
 import type { JobRequest } from '../protocol/run.ts';
 import {
   DEFAULT_CPUS,

@@ -1,5 +1,5 @@
 /** What a plan consists of. */
-import type { SourceSpan } from '../core/yaml-source.ts';
+import type { SourceSpan } from '../core/source-text.ts';
 import type { StepRequest } from '../protocol/run.ts';
 
 /** What the command line says over the job file. */

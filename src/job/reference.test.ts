@@ -4,7 +4,7 @@ import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
 import { Ajv } from 'ajv';
 import { parse } from 'yaml';
-import { SourceText } from '../core/yaml-source.ts';
+import { SourceText } from '../core/source-text.ts';
 import { loadSources } from './load.ts';
 import { planJobs } from './plan.ts';
 import { jobFileJsonSchema, referenceTable, withReferenceTable } from './reference.ts';

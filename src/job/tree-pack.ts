@@ -13,7 +13,7 @@ import {
 } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { CtError, messageOf } from '../core/errors.ts';
-import { printable } from '../core/yaml-source.ts';
+import { printable } from '../core/source-text.ts';
 import { MAX_PATH_BYTES } from '../protocol/limits.ts';
 import { EntryType, TREE_HEADER_BYTES, TREE_MAGIC, writeHeader } from './tree-format.ts';
 import { IgnoredPaths, listTree, walkAll } from './tree-list.ts';

@@ -30,7 +30,7 @@ import {
 } from 'node:fs';
 import { basename, dirname, join, resolve } from 'node:path';
 import { CtError, messageOf } from '../core/errors.ts';
-import { printable } from '../core/yaml-source.ts';
+import { printable } from '../core/source-text.ts';
 import { MAX_PATH_BYTES } from '../protocol/limits.ts';
 import { EntryType, readHeader, TREE_HEADER_BYTES, TREE_MAGIC } from './tree-format.ts';
 

@@ -1,5 +1,5 @@
 /** Schemas of lists and of mappings whose keys the user chooses. */
-import type { SourceSpan } from '../../core/yaml-source.ts';
+import type { SourceSpan } from '../../core/source-text.ts';
 import { fail, type ScalarSchema, type Schema, wrongType } from './schema.ts';
 
 export function list<T>(

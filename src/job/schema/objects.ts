@@ -1,6 +1,8 @@
 /** Schemas of mappings with known keys. */
+
+import type { Problem, SourceSpan } from '../../core/source-text.ts';
 import { nearest } from '../../core/suggest.ts';
-import type { Problem, SourceSpan, YamlEntry, YamlMap, YamlNode } from '../../core/yaml-source.ts';
+import type { YamlEntry, YamlMap, YamlNode } from '../../core/yaml-source.ts';
 import { type KeyRule, record } from './collections.ts';
 import {
   fail,

@@ -5,7 +5,8 @@
  * Keys are kebab-case in the file and camelCase in the parsed value. Parsed values are plain objects; where
  * each of them stood in the file is kept beside them in {@link Locations}.
  */
-import type { Problem, SourceSpan, YamlNode } from '../../core/yaml-source.ts';
+import type { Problem, SourceSpan } from '../../core/source-text.ts';
+import type { YamlNode } from '../../core/yaml-source.ts';
 import type { Fields } from './objects.ts';
 
 export type JsonSchema = { readonly [key: string]: unknown };
