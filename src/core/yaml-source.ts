@@ -12,6 +12,9 @@ import {
   type SourceText,
 } from './source-text.ts';
 
+/** Whoever parses also reads and reports; whoever only reports does not load the parser. */
+export * from './source-text.ts';
+
 /** Levels of lists and mappings; no real job or image definition needs ten. */
 const MAX_DEPTH = 50;
 

@@ -85,7 +85,7 @@ function imageLines(packages: readonly string[]): string[] {
   if (packages.length === 0) {
     return [
       '  # What is installed in the VM. Jobs cannot install more: they have no network, and the system is read-only.',
-      '  # For more packages write images/NAME.yml with `extends: debian-12` and `packages: […]`.',
+      '  # For more packages write images/NAME.yml with `version: 1`, `extends: debian-12` and `packages: […]`.',
       '  image: debian-12',
     ];
   }
@@ -93,7 +93,7 @@ function imageLines(packages: readonly string[]): string[] {
     '  # What is installed in the VM. Jobs cannot install more: they have no network, and the system is read-only.',
     `  # The image \`${IMAGE_NAME}\` is yours to define. Write images/${IMAGE_NAME}.yml with:`,
     '  #',
-    `  #   name: ${IMAGE_NAME}`,
+    '  #   version: 1',
     '  #   extends: debian-12',
     `  #   packages: [${packages.join(', ')}]`,
     `  image: ${IMAGE_NAME}`,
