@@ -233,7 +233,8 @@ static void mount_root(void)
 
 static void make_node(const char *path, mode_t mode, unsigned major_number, unsigned minor_number)
 {
-	if (mknod(path, S_IFCHR | mode, makedev(major_number, minor_number)) < 0)
+	/* The umask would take bits from mknod's mode. */
+	if (mknod(path, S_IFCHR | mode, makedev(major_number, minor_number)) < 0 || chmod(path, mode) < 0)
 		fatal("cannot make %s: %s", path, strerror(errno));
 }
 

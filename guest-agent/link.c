@@ -46,6 +46,8 @@
 
 /* Before the session only: a second look at the port in case its wake-up was lost in a snapshot. */
 #define IDLE_RETRY_MS 2000
+/* The same between the hello and the first sign that the port is open. */
+#define HELLO_RETRY_MS 20
 /* How long the answer to a shutdown may take to leave the port. */
 #define LAST_WORDS_MS 500
 
@@ -90,6 +92,11 @@ static size_t outbox_end;
 static const uint8_t *frame_rest;
 static size_t frame_rest_bytes;
 static bool port_full;
+/*
+ * Whether the port has shown since the hello that a host is there. After a restore the host's first bytes can come
+ * before the kernel has learnt that a host has opened the port; reading then gives 0, as after a hang-up.
+ */
+static bool host_seen;
 
 int loop_add(struct source *source, int fd, uint32_t events)
 {
@@ -566,10 +573,10 @@ static bool read_port(void)
 		if (got < 0 && errno == EINTR)
 			continue;
 		if (got < 0 && errno == EAGAIN)
-			return false;
-		/* A virtio port without a host reads 0 bytes. Before a session that is how a pooled guest waits. */
-		if (phase == PHASE_HTTP2)
+			host_seen = phase == PHASE_HTTP2;
+		else if (phase == PHASE_HTTP2 && host_seen)
 			end_session(LINK_HUNG_UP);
+		/* Otherwise a virtio port without a host, which reads 0 bytes: that is how a pooled guest waits. */
 		return false;
 	}
 	return true;
@@ -612,12 +619,13 @@ static void write_port(void)
 		}
 		ssize_t written = write(options->control_fd, outbox + outbox_start, outbox_end - outbox_start);
 		if (written > 0) {
+			host_seen = phase == PHASE_HTTP2;
 			outbox_start += (size_t)written;
 			continue;
 		}
 		if (written < 0 && errno == EINTR)
 			continue;
-		if (written < 0 && (errno == EAGAIN || phase == PHASE_HELLO)) {
+		if (written < 0 && (errno == EAGAIN || !host_seen)) {
 			port_full = true;
 			return;
 		}
@@ -666,8 +674,8 @@ enum link_end link_serve(const struct link_options *link_options)
 		int timeout = -1;
 		if (more_input || more_output || room_freed)
 			timeout = 0;
-		else if (phase == PHASE_HELLO)
-			timeout = IDLE_RETRY_MS;
+		else if (!host_seen)
+			timeout = phase == PHASE_HELLO ? IDLE_RETRY_MS : HELLO_RETRY_MS;
 		else if (last_stream)
 			timeout = 20;
 		room_freed = false;
@@ -675,8 +683,8 @@ enum link_end link_serve(const struct link_options *link_options)
 		struct epoll_event events[32];
 		int count = epoll_wait(epoll_fd, events, 32, timeout);
 		bool child_ended = false;
-		bool port_ready = more_input || (count == 0 && phase == PHASE_HELLO);
-		if (count == 0 && phase == PHASE_HELLO)
+		bool port_ready = more_input || (count == 0 && !host_seen);
+		if (count == 0 && !host_seen)
 			port_full = false;
 		/*
 		 * Pipes first, then ended processes, then the host: each of these may free what the ones before it refer to,

@@ -255,17 +255,16 @@ static int build(const char *cipher, const struct job_user *user, struct volume_
 		 size_t error_size)
 {
 	uint64_t start = now_us();
-	char device[64];
+	char device[32] = "vdb";
 	if (strcmp(cipher, "none") == 0) {
 		/* The mapping has claimed the device. */
 		dm_remove(MAPPING);
-		snprintf(device, sizeof device, "/proc/self/fd/%d/vdb", devices_fd);
 	} else {
 		if (map(cipher, error, error_size) < 0)
 			return -1;
-		snprintf(device, sizeof device, "/proc/self/fd/%d/dm-%u", devices_fd, mapping_minor);
+		snprintf(device, sizeof device, "dm-%u", mapping_minor);
 	}
-	device_fd = open(device, O_RDWR | O_CLOEXEC);
+	device_fd = openat(devices_fd, device, O_RDWR | O_CLOEXEC);
 	if (device_fd < 0)
 		return fail(error, error_size, "opening the volume: %s", strerror(errno));
 	uint64_t mapped = now_us();
@@ -278,7 +277,10 @@ static int build(const char *cipher, const struct job_user *user, struct volume_
 	 * Nothing on the volume outlives the VM: no barriers, no background initialisation of inode tables. The mount
 	 * flags are inherited by the bind mounts.
 	 */
-	if (mount(device, STAGING, "ext4", MS_NOSUID | MS_NODEV | MS_NOATIME, "noinit_itable,nobarrier,noquota") < 0)
+	int result = fchdir(devices_fd); /* No path leads to the device any more. */
+	if (result == 0)
+		result = mount(device, STAGING, "ext4", MS_NOSUID | MS_NODEV | MS_NOATIME, "noinit_itable,nobarrier,noquota");
+	if (chdir("/") < 0 || result < 0)
 		return fail(error, error_size, "mounting the volume: %s", strerror(errno));
 	root_fd = open(STAGING, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (root_fd < 0)
