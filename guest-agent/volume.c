@@ -279,7 +279,7 @@ static int build(const char *cipher, const struct job_user *user, struct volume_
 	 */
 	int result = fchdir(devices_fd); /* No path leads to the device any more. */
 	if (result == 0)
-		result = mount(device, STAGING, "ext4", MS_NOSUID | MS_NODEV | MS_NOATIME, "noinit_itable,nobarrier,noquota");
+		result = mount(device, STAGING, "ext4", MS_NOSUID | MS_NODEV | MS_NOATIME, "noinit_itable,no_prefetch_block_bitmaps,nobarrier,noquota");
 	if (chdir("/") < 0 || result < 0)
 		return fail(error, error_size, "mounting the volume: %s", strerror(errno));
 	root_fd = open(STAGING, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
