@@ -6,7 +6,13 @@
  *       --memfd FD:BYTES   give PROGRAM a new memfd of that size as descriptor FD
  *       --keep N           close every descriptor above N
  *       --die-with-parent  SIGKILL PROGRAM when the process that started it ends
- *       --harden           no new privileges, no core dumps, no dumping of memory by other processes
+ *       --harden           no new privileges, no core dumps
+ *       --cgroup FILE      join the cgroup whose cgroup.procs is FILE; may be repeated (one per v1 controller)
+ *       --user UID:GID     become that user, without other groups
+ *       --jail             see nothing but /usr (read-only), /dev/null, /dev/urandom and /proc/self as /self; no network, no System V objects, a host name of its own. Without root it makes a
+ *                          user namespace in which the process is nobody; --user is then refused
+ *       --device PATH      let the jail see this device, too
+ *       --see DIRECTORY    let the jail see this directory, read-only
  *   ct-launcher seal FD
  *       forbid any further write to, or resize of, the memfd FD (F_ADD_SEALS, fcntl(2))
  *   ct-launcher send-fd SOCKET FD TEXT
@@ -21,19 +27,27 @@
 #include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
+#include <limits.h>
 #include <poll.h>
-#include <signal.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
+#include <signal.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
+
+/* Where the new root is put together; any directory that exists everywhere does. */
+#define JAIL_ROOT "/tmp"
 
 enum { EXIT_LOCK_HELD = 75, EXIT_FAILED = 71, BLOCK_BYTES = 4096, CHUNK_BYTES = 1 << 16 };
 
@@ -104,8 +118,157 @@ static void harden(void)
 		fail("RLIMIT_CORE");
 }
 
+static void write_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+
+	if (fd < 0 || write(fd, text, strlen(text)) != (ssize_t)strlen(text))
+		fail(path);
+	close(fd);
+}
+
+/* uid_map(5) in user_namespaces(7): one id outside, `nobody` inside, so that exec drops all capabilities. */
+static void enter_user_namespace(void)
+{
+	enum { NOBODY = 65534 };
+	char map[64];
+	uid_t uid = geteuid();
+	gid_t gid = getegid();
+
+	if (unshare(CLONE_NEWUSER))
+		fail("user namespace");
+	write_file("/proc/self/setgroups", "deny");
+	snprintf(map, sizeof map, "%d %u 1", NOBODY, uid);
+	write_file("/proc/self/uid_map", map);
+	snprintf(map, sizeof map, "%d %u 1", NOBODY, gid);
+	write_file("/proc/self/gid_map", map);
+}
+
+static void jail_path(char *out, size_t size, const char *path)
+{
+	if (snprintf(out, size, JAIL_ROOT "%s", path) >= (int)size)
+		usage("a path is too long");
+}
+
+static void bind_mount(const char *from, const char *to, unsigned long flags)
+{
+	if (mount(from, to, NULL, MS_BIND | MS_REC, NULL) ||
+	    mount(NULL, to, NULL, MS_BIND | MS_REMOUNT | MS_NOSUID | flags, NULL))
+		fail(from);
+}
+
+/*
+ * Root makes a node of its own, which the user that PROGRAM becomes may open whatever group owns the original; in a user
+ * namespace nodes cannot be made, and the caller's permissions count.
+ */
+static void add_device(const char *path, int in_user_namespace)
+{
+	char inside[PATH_MAX];
+	struct stat status;
+	int fd;
+
+	jail_path(inside, sizeof inside, path);
+	if (!in_user_namespace) {
+		if (stat(path, &status) || mknod(inside, S_IFCHR | 0666, status.st_rdev) || chmod(inside, 0666))
+			fail(path);
+		return;
+	}
+	fd = open(inside, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0444);
+	if (fd < 0)
+		fail(inside);
+	close(fd);
+	bind_mount(path, inside, MS_NOEXEC);
+}
+
+/* On a merged-/usr system these are links into /usr, and stay so; elsewhere they are directories of their own. */
+static void add_library_directory(const char *path)
+{
+	char inside[PATH_MAX], target[PATH_MAX];
+	ssize_t length = readlink(path, target, sizeof target - 1);
+
+	jail_path(inside, sizeof inside, path);
+	if (length > 0) {
+		target[length] = '\0';
+		if (symlink(target, inside))
+			fail(inside);
+	} else if (access(path, F_OK) == 0) {
+		if (mkdir(inside, 0755))
+			fail(inside);
+		bind_mount(path, inside, MS_RDONLY | MS_NODEV);
+	}
+}
+
+static void bind_directory(const char *path)
+{
+	char inside[PATH_MAX];
+
+	jail_path(inside, sizeof inside, path);
+	for (char *slash = inside + sizeof JAIL_ROOT; (slash = strchr(slash, '/')); slash++) {
+		*slash = '\0';
+		if (mkdir(inside, 0755) && errno != EEXIST)
+			fail(inside);
+		*slash = '/';
+	}
+	if (mkdir(inside, 0755))
+		fail(inside);
+	bind_mount(path, inside, MS_RDONLY | MS_NODEV);
+}
+
+static void jail(const char *const *devices, int device_count, const char *directory)
+{
+	static const char *const libraries[] = { "/lib", "/lib64", "/bin", "/sbin" };
+	char self[64];
+	int in_user_namespace = geteuid() != 0;
+
+	if (in_user_namespace)
+		enter_user_namespace();
+	if (unshare(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS))
+		fail("namespaces");
+	if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
+	    mount("jail", JAIL_ROOT, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=64k,nr_inodes=64"))
+		fail("jail");
+	if (mkdir(JAIL_ROOT "/usr", 0755) || mkdir(JAIL_ROOT "/dev", 0755) || mkdir(JAIL_ROOT "/self", 0755) ||
+	    mkdir(JAIL_ROOT "/old", 0755))
+		fail("jail");
+	if (mount("devices", JAIL_ROOT "/dev", "tmpfs", MS_NOSUID | MS_NOEXEC, "mode=755,size=16k,nr_inodes=16"))
+		fail("jail");
+	bind_mount("/usr", JAIL_ROOT "/usr", MS_RDONLY | MS_NODEV);
+	for (size_t i = 0; i < sizeof libraries / sizeof *libraries; i++)
+		add_library_directory(libraries[i]);
+	add_device("/dev/null", in_user_namespace);
+	add_device("/dev/urandom", in_user_namespace);
+	for (int i = 0; i < device_count; i++)
+		add_device(devices[i], in_user_namespace);
+	if (directory)
+		bind_directory(directory);
+	/*
+	 * What /proc knows of this very process, which PROGRAM will be, without the rest. Not just its fd directory: the
+	 * root of a mount keeps the owner it had, and PROGRAM will be another user.
+	 */
+	snprintf(self, sizeof self, "/proc/%d", getpid());
+	if (mount(self, JAIL_ROOT "/self", NULL, MS_BIND, NULL))
+		fail(self);
+	if (syscall(SYS_pivot_root, JAIL_ROOT, JAIL_ROOT "/old") || chdir("/") || umount2("/old", MNT_DETACH) ||
+	    rmdir("/old"))
+		fail("pivot_root");
+	if (mount(NULL, "/", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV, NULL))
+		fail("jail");
+}
+
+static void become(const char *argument)
+{
+	const char *group;
+	uid_t uid = (uid_t)number(argument, ':', &group);
+	gid_t gid = (gid_t)number(group, '\0', NULL);
+
+	if (setgroups(0, NULL) || setresgid(gid, gid, gid) || setresuid(uid, uid, uid))
+		fail("--user");
+}
+
 static int run(int argc, char **argv)
 {
+	const char *devices[4], *directory = NULL, *user = NULL;
+	int device_count = 0, jailed = 0;
 	int at = 0, keep = -1, die_with_parent = 0, hardened = 0;
 	pid_t parent = getppid();
 
@@ -116,8 +279,18 @@ static int run(int argc, char **argv)
 			die_with_parent = 1;
 		} else if (!strcmp(option, "--harden")) {
 			hardened = 1;
+		} else if (!strcmp(option, "--jail")) {
+			jailed = 1;
 		} else if (at + 1 >= argc) {
 			usage("an option lacks its argument");
+		} else if (!strcmp(option, "--cgroup")) {
+			write_file(argv[++at], "0");
+		} else if (!strcmp(option, "--user")) {
+			user = argv[++at];
+		} else if (!strcmp(option, "--see")) {
+			directory = argv[++at];
+		} else if (!strcmp(option, "--device") && device_count < (int)(sizeof devices / sizeof *devices)) {
+			devices[device_count++] = argv[++at];
 		} else if (!strcmp(option, "--lock")) {
 			hold_lock(argv[++at]);
 		} else if (!strcmp(option, "--memfd")) {
@@ -132,6 +305,10 @@ static int run(int argc, char **argv)
 		usage("no program given");
 	if (keep >= 0 && close_range((unsigned int)keep + 1, ~0U, 0))
 		fail("close_range");
+	if (jailed)
+		jail(devices, device_count, directory);
+	if (user)
+		become(user);
 	if (hardened)
 		harden();
 	if (die_with_parent) {

@@ -1,6 +1,10 @@
-/** The one place that starts VMM processes: through the launcher, with a literal environment and counted descriptors. */
+/**
+ * The one place that starts VMM processes: through the launcher, in a jail, with a literal environment and counted
+ * descriptors. What the jail is: launcher/ct-launcher.c, `--jail`.
+ */
 import { type ChildProcess, spawn } from 'node:child_process';
 import type { Socket } from 'node:net';
+import { dirname } from 'node:path';
 import type { Readable } from 'node:stream';
 import { BoundedTail } from '../core/bounded-tail.ts';
 import { CONSOLE_TAIL_BYTES } from '../protocol/limits.ts';
@@ -12,8 +16,21 @@ export interface VmmProcessOptions {
   readonly args: readonly string[];
   /** Descriptors 3, 4, …: `pipe` makes a socket pair whose other end is `sockets.get(n)`; `closed` leaves a gap. */
   readonly fds: readonly ('pipe' | 'closed' | number)[];
+  /** Device nodes it may open, beside /dev/null and /dev/urandom. */
+  readonly devices?: readonly string[];
   /** Gives the VMM a new memfd: its descriptor and size. */
   readonly memfd?: { readonly fd: number; readonly bytes: number };
+}
+
+/** User ids for VMMs: far from those of people, services and containers. */
+const FIRST_UID = 1_700_000_000;
+const UIDS_PER_DAEMON = 1024;
+let started = 0;
+
+/** A user and group that no other running VMM of this machine has (pid_max is at most 2^22, but 2^16 suffices to differ). */
+function ownUser(): string {
+  const id = FIRST_UID + (process.pid % 65_536) * UIDS_PER_DAEMON + (started++ % UIDS_PER_DAEMON);
+  return `${id}:${id}`;
 }
 
 /** SIGKILL reaches a VMM that hangs in anything but an uninterruptible system call. */
@@ -37,6 +54,10 @@ export class VmmProcess {
         'exec',
         '--die-with-parent',
         '--harden',
+        '--jail',
+        ...(process.getuid?.() === 0 ? ['--user', ownUser()] : []),
+        ...(options.devices ?? []).flatMap((device) => ['--device', device]),
+        ...(options.program.startsWith('/usr/') ? [] : ['--see', dirname(options.program)]),
         ...['--keep', String(Math.max(lastFd, options.memfd?.fd ?? 0))],
         ...(options.memfd ? ['--memfd', `${options.memfd.fd}:${options.memfd.bytes}`] : []),
         '--',

@@ -8,14 +8,8 @@ import { Link } from '../../src/host/link.ts';
 import { Machine } from '../../src/host/machine.ts';
 import type { MachineShape } from '../../src/vmm/driver.ts';
 import { testImage } from '../support/images.ts';
-import {
-  CIPHER,
-  makeMachines,
-  makeVmm,
-  type Scratch,
-  scratchDirectory,
-  type TestVmm,
-} from '../support/machines.ts';
+import { CIPHER, makeMachines, makeVmm, type TestVmm } from '../support/machines.ts';
+import { type Scratch, scratchDirectory } from '../support/scratch.ts';
 
 const fixture = (name: string): string => join(installRoot, 'test/fixtures/vmm', name);
 

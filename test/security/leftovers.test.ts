@@ -5,11 +5,12 @@ import { cpSync, readdirSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { findHost } from '../../src/host/client.ts';
-import { runCt } from '../support/run-ct.ts';
 import { testHome, testImage } from '../support/images.ts';
 import { fileContains, loopDisk, loopDiskObstacle } from '../support/loop-disk.ts';
-import { CIPHER, makeVmm, type Scratch, scratchDirectory } from '../support/machines.ts';
+import { CIPHER, makeVmm } from '../support/machines.ts';
 import { descendantsOf } from '../support/processes.ts';
+import { runCt } from '../support/run-ct.ts';
+import { type Scratch, scratchDirectory } from '../support/scratch.ts';
 
 const options = loopDiskObstacle === undefined ? {} : { skip: loopDiskObstacle };
 let scratch: Scratch;

@@ -1,6 +1,5 @@
 /** VMs for tests, without a daemon: machines of their own, and sessions that the test itself holds. */
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { launcherPath } from '../../src/core/install.ts';
 import { awaitReady } from '../../src/guest/handshake.ts';
@@ -14,17 +13,9 @@ import { QemuDriver, tscKhz } from '../../src/vmm/qemu/driver.ts';
 import { QEMU_PATH, qemuVersion } from '../../src/vmm/qemu/version.ts';
 import { volumeBlocks } from '../../src/vmm/volume.ts';
 import { testHome, testImage } from './images.ts';
+import { scratchDirectory } from './scratch.ts';
 
 export const CIPHER = '64:aes-xts-plain64';
-
-export interface Scratch extends Disposable {
-  readonly path: string;
-}
-
-export function scratchDirectory(prefix = 'ct-test-'): Scratch {
-  const path = mkdtempSync(join(tmpdir(), prefix));
-  return { path, [Symbol.dispose]: () => rmSync(path, { recursive: true, force: true }) };
-}
 
 /** Machines over the test images, with a scratch directory in `directory`. */
 export function makeMachines(directory: string, options: Partial<MachinesOptions> = {}): Machines {

@@ -35,7 +35,7 @@ export function qemuArguments(options: QemuArgumentsOptions): string[] {
   const ram =
     purpose === 'once'
       ? `memory-backend-ram,id=ram,size=${shape.memoryMib}M,share=off`
-      : `memory-backend-file,id=ram,size=${shape.memoryMib}M,mem-path=/proc/self/fd/${Fd.ram},share=${purpose === 'template' ? 'on' : 'off'}`;
+      : `memory-backend-file,id=ram,size=${shape.memoryMib}M,mem-path=/self/fd/${Fd.ram},share=${purpose === 'template' ? 'on' : 'off'}`;
   return [
     ...['-nodefaults', '-no-user-config', '-display', 'none', '-no-reboot'],
     ...['-sandbox', 'on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny'],
@@ -55,7 +55,7 @@ export function qemuArguments(options: QemuArgumentsOptions): string[] {
     ...(purpose === 'clone'
       ? ['-incoming', 'defer']
       : [
-          ...['-kernel', `/proc/self/fd/${Fd.kernel}`, '-initrd', `/proc/self/fd/${Fd.initramfs}`],
+          ...['-kernel', `/self/fd/${Fd.kernel}`, '-initrd', `/self/fd/${Fd.initramfs}`],
           ...['-append', kernelCommandLine(source, emulated, options.tscKhz)],
         ]),
   ];

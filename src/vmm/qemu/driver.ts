@@ -91,6 +91,7 @@ export class QemuDriver implements VmmDriver {
         kernel,
         initramfs,
       ],
+      ...(this.accelerator === 'kvm' ? { devices: ['/dev/kvm'] } : {}),
       ...(purpose === 'template' ? { memfd: { fd: Fd.ram, bytes: source.shape.memoryMib * MIB } } : {}),
     });
   }
