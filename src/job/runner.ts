@@ -190,6 +190,10 @@ class JobRun {
       const failure = toCtError(error);
       const outcome = failure.kind === 'timeout' || failure.kind === 'cancelled' ? failure.kind : 'failure';
       await this.#stepEnd(index, step, outcome, performance.now() - startedAt);
+      // A step that took too long has failed, and only it: steps that run after failures still do.
+      if (failure.code === 'STEP_TIMEOUT') {
+        return { outcome: 'timeout', exitCode: failure.exitStatus, error: errorReport(failure) };
+      }
       throw failure;
     } finally {
       clearTimeout(timer);

@@ -164,16 +164,20 @@ test('a step that needs the network fails with a hint that says why', async () =
   assert.match(outcome.stderr, /network/);
 });
 
-test('a step that ignores SIGTERM and outlives its timeout is ended with its VM: 124', async () => {
+test('a step that ignores SIGTERM and outlives its timeout is killed: 124, and what is to run always runs', async () => {
   const root = project('timeout', {
     ...jobs(`  build:
     steps:
       - {name: stubborn, run: "trap '' TERM INT HUP; while :; do sleep 1; done", timeout: 3s}
+      - {name: never, run: 'echo never > log'}
+      - {name: clean up, run: 'echo cleaned > log', if: always()}
+    artifacts: {paths: [log]}
 `),
   });
   const outcome = await runCt(['run', 'build'], { cwd: root, env });
   assert.equal(outcome.status, 124, outcome.stderr);
   assert.match(outcome.stderr, /STEP_TIMEOUT/);
+  assert.equal(readFileSync(join(root, '.ct/out/build/log'), 'utf8'), 'cleaned\n');
   assert.deepEqual(await vmms(), []);
 });
 
