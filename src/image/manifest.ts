@@ -30,5 +30,9 @@ export interface ImageManifest {
   readonly env: Readonly<Record<string, string>>;
   /** sha256 of the resolved definition: same definition, same packages asked for. */
   readonly definitionDigest: string;
-  readonly packages: readonly { readonly name: string; readonly version: string; readonly architecture: string }[];
+  readonly packages: readonly {
+    readonly name: string;
+    readonly version: string;
+    readonly architecture: string;
+  }[];
 }

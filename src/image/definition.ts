@@ -1,0 +1,308 @@
+/** Image definitions: `NAME.yml` files, found, read, checked and resolved along `extends`. */
+import { createHash } from 'node:crypto';
+import { existsSync, readdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { CtError } from '../core/errors.ts';
+import { didYouMean } from '../core/suggest.ts';
+import {
+  formatPosition,
+  type Problem,
+  parseYaml,
+  problemsError,
+  readSource,
+  type SourceText,
+  type YamlEntry,
+  type YamlMap,
+  type YamlNode,
+} from '../core/yaml-source.ts';
+import { IMAGE_EPOCH, ROOTFS_RECIPE } from './recipe.ts';
+
+export interface ImageUser {
+  readonly name: string;
+  readonly uid: number;
+  readonly gid: number;
+  readonly home: string;
+}
+
+/** A definition with everything it extends merged in. */
+export interface ImageDefinition {
+  readonly name: string;
+  readonly suite: string;
+  /** Sorted, each once: `name` or `name=version`. */
+  readonly packages: readonly string[];
+  readonly user: ImageUser;
+  readonly env: Readonly<Record<string, string>>;
+  /** Hex SHA-256 of all of the above but the name. */
+  readonly digest: string;
+  /** Hex SHA-256 of what is inside the file system: without `env`, which only the manifest carries. */
+  readonly rootfsDigest: string;
+}
+
+/** User-controlled; parsed whole in memory. */
+const MAX_DEFINITION_BYTES = 64 * 1024;
+/** `extends` of `extends`: user-controlled. */
+const MAX_DEPTH = 8;
+/** User-controlled; each is an argument of a program, and a kernel takes 2 MiB of those. */
+const MAX_PACKAGES = 2000;
+
+const NAME = /^[a-z0-9][a-z0-9._-]{0,63}$/;
+/** Debian policy §5.6.1 and §5.6.12. */
+const PACKAGE = /^[a-z0-9][a-z0-9+.-]{1,127}(=[0-9][A-Za-z0-9.+:~-]{0,127})?$/;
+const SUITE = /^[a-z][a-z0-9-]{1,31}$/;
+const USER_NAME = /^[a-z][a-z0-9-]{0,30}$/;
+/** Where the workspace volume can give it a place; see docs/guest-link.md. */
+const HOME = /^\/home\/[a-z0-9][a-z0-9_-]{0,30}$/;
+const ENV_NAME = /^[A-Za-z_][A-Za-z0-9_]{0,127}$/;
+const MAX_ENV_VALUE = 4096;
+/** Ordinary accounts; Debian policy §9.2.2. */
+const MIN_ID = 1000;
+const MAX_ID = 59_999;
+
+const DEFAULT_USER: ImageUser = { name: 'ci', uid: 1000, gid: 1000, home: '/home/ci' };
+const BASE_ENV = { PATH: '/usr/local/bin:/usr/bin:/bin', LANG: 'C.UTF-8' };
+
+/** What one file says. */
+interface DefinitionFile {
+  readonly extends?: string;
+  readonly suite?: string;
+  readonly packages: readonly string[];
+  readonly user?: ImageUser;
+  readonly env: Readonly<Record<string, string>>;
+}
+
+/**
+ * The definition `name` of the first of `directories` that has it, resolved. Throws IMAGE_NOT_FOUND, or
+ * IMAGE_DEFINITION_INVALID with every problem of the file at its line and column.
+ */
+export function loadDefinition(name: string, directories: readonly string[]): ImageDefinition {
+  const chain: DefinitionFile[] = [];
+  const names: string[] = [];
+  for (let next: string | undefined = name; next !== undefined; ) {
+    if (names.includes(next) || names.length === MAX_DEPTH) {
+      const what = names.includes(next) ? 'extends itself' : `extends more than ${MAX_DEPTH} others`;
+      throw new CtError('IMAGE_DEFINITION_INVALID', `image ${name} ${what}: ${[...names, next].join(' → ')}`);
+    }
+    names.push(next);
+    const file = parseDefinition(findDefinition(next, directories, names.at(-2)));
+    chain.unshift(file);
+    next = file.extends;
+  }
+  return resolve(name, chain);
+}
+
+/** Names of all definitions, sorted. Directories that do not exist have none. */
+export function definitionNames(directories: readonly string[]): readonly string[] {
+  const names = directories
+    .filter((directory) => existsSync(directory))
+    .flatMap((directory) => readdirSync(directory));
+  return [...new Set(names.filter((file) => file.endsWith('.yml')).map((file) => file.slice(0, -4)))].sort();
+}
+
+function findDefinition(
+  name: string,
+  directories: readonly string[],
+  extendedBy: string | undefined,
+): SourceText {
+  const directory = NAME.test(name)
+    ? directories.find((candidate) => existsSync(join(candidate, `${name}.yml`)))
+    : undefined;
+  if (directory === undefined) {
+    const names = definitionNames(directories);
+    const by = extendedBy === undefined ? '' : `, which ${extendedBy} extends`;
+    throw new CtError('IMAGE_NOT_FOUND', `no image \`${name}\` is defined${by}`, {
+      hint:
+        didYouMean(name, names) ??
+        `defined are: ${names.join(', ') || 'none'}; docs/images.md says how to add one`,
+    });
+  }
+  const path = join(directory, `${name}.yml`);
+  return readSource(path, path, {
+    maxBytes: MAX_DEFINITION_BYTES,
+    code: 'IMAGE_DEFINITION_INVALID',
+    missingCode: 'IMAGE_NOT_FOUND',
+  });
+}
+
+function resolve(name: string, chain: readonly DefinitionFile[]): ImageDefinition {
+  const suite = chain.findLast((file) => file.suite !== undefined)?.suite;
+  if (suite === undefined) {
+    throw new CtError(
+      'IMAGE_DEFINITION_INVALID',
+      `image ${name} names no \`suite\`, and extends none that does`,
+      {
+        hint: 'add `suite: bookworm` or `extends: debian-12`',
+      },
+    );
+  }
+  const content = {
+    suite,
+    packages: [...new Set(chain.flatMap((file) => file.packages))].sort(),
+    user: chain.findLast((file) => file.user !== undefined)?.user ?? DEFAULT_USER,
+    env: sorted<string>(Object.assign({}, BASE_ENV, ...chain.map((file) => file.env))),
+  };
+  const { name: userName, uid, gid, home } = content.user;
+  const inside = [ROOTFS_RECIPE, IMAGE_EPOCH, suite, content.packages, [userName, uid, gid, home]];
+  return {
+    name,
+    ...content,
+    digest: sha256([...inside, content.env]),
+    rootfsDigest: sha256(inside),
+  };
+}
+
+function sha256(value: unknown): string {
+  return createHash('sha256').update(JSON.stringify(value)).digest('hex');
+}
+
+function sorted<T>(record: Readonly<Record<string, T>>): Record<string, T> {
+  return Object.fromEntries(Object.entries(record).sort(([a], [b]) => (a < b ? -1 : 1)));
+}
+
+// --------------------------------------------------------------------------------------------- one file
+
+const KEYS = ['version', 'extends', 'suite', 'packages', 'user', 'env'];
+const USER_KEYS = ['name', 'uid', 'gid', 'home'];
+
+/** Parses one file's text. Throws IMAGE_DEFINITION_INVALID. */
+export function parseDefinition(source: SourceText): DefinitionFile {
+  const { root, problems } = parseYaml(source, 'IMAGE_DEFINITION_INVALID');
+  if (problems.length > 0) throw problemsError(problems, 'IMAGE_DEFINITION_INVALID');
+  const reader = new Reader();
+  const file = root?.kind === 'map' ? reader.file(root) : undefined;
+  if (file === undefined && reader.problems.length === 0) {
+    const span = root?.span ?? { source, start: 0, end: 0 };
+    reader.report(span, 'expected a mapping', 'an image definition begins with `version: 1`');
+  }
+  if (file === undefined || reader.problems.length > 0) {
+    throw problemsError(reader.problems, 'IMAGE_DEFINITION_INVALID');
+  }
+  return file;
+}
+
+class Reader {
+  readonly problems: Problem[] = [];
+
+  report(span: Problem['span'], message: string, hint?: string): undefined {
+    this.problems.push({ code: 'IMAGE_DEFINITION_INVALID', span, message, hint });
+  }
+
+  file(map: YamlMap): DefinitionFile {
+    const entries = this.#keys(map, KEYS, 'an image definition');
+    const version = entries.get('version');
+    if (version === undefined) this.report(map.span, '`version` is missing', 'add `version: 1`');
+    else if (!isScalar(version.value, 'number') || version.value.text !== '1') {
+      this.report(version.value.span, 'expected the number `1`, the only version there is');
+    }
+    const base = this.#text(entries.get('extends'), NAME, 'the name of another image');
+    const suite = this.#text(
+      entries.get('suite'),
+      SUITE,
+      'the code name of a Debian release, such as `bookworm`',
+    );
+    const user = entries.get('user');
+    const parsedUser = user === undefined ? undefined : this.#user(user.value);
+    return {
+      ...(base === undefined ? {} : { extends: base }),
+      ...(suite === undefined ? {} : { suite }),
+      ...(parsedUser === undefined ? {} : { user: parsedUser }),
+      packages: this.#packages(entries.get('packages')),
+      env: this.#env(entries.get('env')),
+    };
+  }
+
+  #packages(entry: YamlEntry | undefined): string[] {
+    if (entry === undefined || isScalar(entry.value, 'null')) return [];
+    if (entry.value.kind !== 'list') {
+      this.report(entry.value.span, 'expected a list of package names');
+      return [];
+    }
+    if (entry.value.items.length > MAX_PACKAGES) {
+      this.report(entry.value.span, `more than ${MAX_PACKAGES} packages`);
+    }
+    const seen = new Map<string, YamlNode>();
+    for (const item of entry.value.items) {
+      if (!isScalar(item, 'string') || !PACKAGE.test(item.text)) {
+        const found = item.kind === 'scalar' ? `, found \`${item.text}\`` : '';
+        this.report(item.span, `expected a package name, optionally with \`=version\`${found}`);
+        continue;
+      }
+      const name = item.text.split('=', 1)[0] as string;
+      const earlier = seen.get(name);
+      if (earlier === undefined) seen.set(name, item);
+      else this.report(item.span, `\`${name}\` is listed twice; first at ${formatPosition(earlier.span)}`);
+    }
+    return [...seen.values()].map((item) => (item.kind === 'scalar' ? item.text : ''));
+  }
+
+  #user(node: YamlNode): ImageUser | undefined {
+    if (node.kind !== 'map') return this.report(node.span, `expected a mapping with ${list(USER_KEYS)}`);
+    const entries = this.#keys(node, USER_KEYS, '`user`');
+    const name = this.#text(
+      entries.get('name'),
+      USER_NAME,
+      'a user name: lower case letters, digits and `-`',
+    );
+    if (!entries.has('name')) this.report(node.span, '`user` needs a `name`');
+    const uid = this.#id(entries.get('uid'));
+    const gid = this.#id(entries.get('gid'));
+    const home = this.#text(entries.get('home'), HOME, 'a directory directly below /home');
+    if (name === undefined) return undefined;
+    const resolvedUid = uid ?? DEFAULT_USER.uid;
+    return { name, uid: resolvedUid, gid: gid ?? resolvedUid, home: home ?? `/home/${name}` };
+  }
+
+  #id(entry: YamlEntry | undefined): number | undefined {
+    if (entry === undefined) return undefined;
+    const { value } = entry;
+    const id = isScalar(value, 'number') && /^[0-9]{1,5}$/.test(value.text) ? Number(value.text) : Number.NaN;
+    if (id >= MIN_ID && id <= MAX_ID) return id;
+    return this.report(value.span, `expected a whole number from ${MIN_ID} to ${MAX_ID}`);
+  }
+
+  #env(entry: YamlEntry | undefined): Record<string, string> {
+    if (entry === undefined || isScalar(entry.value, 'null')) return {};
+    if (entry.value.kind !== 'map') {
+      this.report(entry.value.span, 'expected a mapping of names to values');
+      return {};
+    }
+    const env: Record<string, string> = {};
+    for (const { key, keySpan, value } of entry.value.entries) {
+      if (!ENV_NAME.test(key))
+        this.report(keySpan, `\`${key}\` cannot be the name of an environment variable`);
+      else if (value.kind !== 'scalar' || value.type === 'null' || value.text.length > MAX_ENV_VALUE) {
+        this.report(value.span, 'expected a string, number or boolean');
+      } else env[key] = value.text;
+    }
+    return env;
+  }
+
+  #text(entry: YamlEntry | undefined, pattern: RegExp, expected: string): string | undefined {
+    if (entry === undefined) return undefined;
+    const { value } = entry;
+    if (isScalar(value, 'string') && pattern.test(value.text)) return value.text;
+    return this.report(value.span, `expected ${expected}`);
+  }
+
+  #keys(map: YamlMap, known: readonly string[], where: string): Map<string, YamlEntry> {
+    for (const { key, keySpan } of map.entries) {
+      if (known.includes(key)) continue;
+      this.report(
+        keySpan,
+        `unknown key \`${key}\` in ${where}`,
+        didYouMean(key, known) ?? `it has ${list(known)}`,
+      );
+    }
+    return new Map(map.entries.map((entry) => [entry.key, entry]));
+  }
+}
+
+function isScalar(
+  node: YamlNode,
+  type: 'string' | 'number' | 'null',
+): node is Extract<YamlNode, { kind: 'scalar' }> {
+  return node.kind === 'scalar' && node.type === type;
+}
+
+function list(words: readonly string[]): string {
+  return words.map((word) => `\`${word}\``).join(', ');
+}

@@ -1,0 +1,7 @@
+/** What all images have in common: constants of the way they are made. */
+
+/** Part of every definition's digest: raise it when the same definition would give another file system. */
+export const ROOTFS_RECIPE = 1;
+
+/** Every time stamp in an image: 2025-01-01, in seconds. The time of a build would make every build different. */
+export const IMAGE_EPOCH = 1_735_689_600;

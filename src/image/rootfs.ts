@@ -1,0 +1,161 @@
+/**
+ * The root file system: mmdebstrap installs the resolved packages into a tree, hooks clean it and write it as EROFS.
+ *
+ * mmdebstrap runs in mode `unshare` for root too, where it means its own mount and PID namespaces without a user
+ * namespace: whatever a maintainer script mounts or starts ends with the build. It has no use for a network, because
+ * package lists and packages are handed to it, and it gets the versions that were resolved, not a choice.
+ */
+import {
+  chmodSync,
+  closeSync,
+  copyFileSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
+import { basename, join } from 'node:path';
+import { CtError } from '../core/errors.ts';
+import { type Apt, outOfSpace, pin, type Resolution } from './apt.ts';
+import type { ImageDefinition } from './definition.ts';
+import { BuildOutput, type BuildProgress } from './progress.ts';
+import { IMAGE_EPOCH } from './recipe.ts';
+import { makeScratch } from './scratch.ts';
+import { HOOKS_DIRECTORY, runSupervised } from './supervised.ts';
+
+/** Lines of a failed build that its message repeats; the log has more. */
+const SHOWN_LINES = 15;
+
+export interface RootfsOptions {
+  readonly definition: ImageDefinition;
+  readonly resolution: Resolution;
+  readonly apt: Apt;
+  /** For this build alone, on the file system of CT_HOME. */
+  readonly workDirectory: string;
+  /** Gets the end of the output if the build fails. */
+  readonly logPath: string;
+  readonly tmpDir: string | undefined;
+  readonly owner: string;
+  readonly progress: (event: BuildProgress) => void;
+  readonly signal: AbortSignal | undefined;
+}
+
+/**
+ * Builds it and returns the path of the EROFS image, in `workDirectory`. The same packages always give the same bytes.
+ * Throws IMAGE_BUILD_FAILED, STORE_FULL, REQUIREMENT_MISSING, CANCELLED; the tree is gone in any case.
+ */
+export async function buildRootfs(options: RootfsOptions): Promise<string> {
+  const { definition, resolution, apt, progress } = options;
+  const packages = [...resolution.base, ...resolution.others];
+  const exchange = join(options.workDirectory, 'exchange');
+  for (const name of ['', 'debs', 'lists', 'hooks']) makeDirectory(join(exchange, name));
+  await apt.fetch(packages, join(exchange, 'debs'));
+  for (const path of apt.listFiles) publish(path, join(exchange, 'lists', basename(path)));
+  for (const name of readdirSync(HOOKS_DIRECTORY))
+    publish(join(HOOKS_DIRECTORY, name), join(exchange, 'hooks', name));
+  const rootfs = join(exchange, 'rootfs');
+  // The root of a user namespace writes it through the descriptor; the directory above is closed to all others.
+  writeFileSync(rootfs, '');
+  chmodSync(rootfs, 0o666);
+
+  const output = new BuildOutput(packages.length);
+  const scratchDirectory = makeScratch(options);
+  // Unprivileged, the tree's owners must pass; as root nobody else may, since the tree has set-uid programs.
+  chmodSync(scratchDirectory, process.getuid?.() === 0 ? 0o700 : 0o711);
+  const exchangeFd = openSync(exchange, 'r');
+  let result: Awaited<ReturnType<typeof runSupervised>>;
+  try {
+    result = await runSupervised({
+      argv: mmdebstrapArguments(definition.suite, resolution, apt.sourcesPath),
+      env: environment(definition, scratchDirectory),
+      scratchDirectory,
+      extraFd: exchangeFd,
+      signal: options.signal,
+      onLine: (line) => {
+        const event = output.line(line);
+        if (event !== undefined) progress(event);
+      },
+    });
+  } finally {
+    closeSync(exchangeFd);
+  }
+  if (result.exitCode !== 0) throw failure(result, output.last, options);
+  chmodSync(rootfs, 0o600);
+  if (statSync(rootfs).size === 0) throw failure(result, output.last, options);
+  return rootfs;
+}
+
+function mmdebstrapArguments(suite: string, resolution: Resolution, sourcesPath: string): readonly string[] {
+  return [
+    'mmdebstrap',
+    '--mode=unshare',
+    '--variant=essential',
+    '--architectures=amd64',
+    '--format=null',
+    '--verbose',
+    // The lists are there; the sources say which key signs them; the hook cleans more than mmdebstrap would.
+    '--skip=update,check/signed-by,cleanup',
+    ...resolution.others.map((entry) => `--include=${pin(entry)}`),
+    // Constant: scripts are reached through the descriptor, see hooks/setup.sh.
+    '--setup-hook=sh /proc/self/fd/3/hooks/setup.sh "$1"',
+    '--customize-hook=sh /proc/self/fd/3/hooks/customize.sh "$1"',
+    suite,
+    '/dev/null',
+    sourcesPath,
+  ];
+}
+
+function environment(definition: ImageDefinition, scratchDirectory: string): Record<string, string> {
+  const { user } = definition;
+  return {
+    PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
+    LC_ALL: 'C.UTF-8',
+    TMPDIR: scratchDirectory,
+    DEBIAN_FRONTEND: 'noninteractive',
+    DEBCONF_NONINTERACTIVE_SEEN: 'true',
+    // Makes Python's byte code depend on the source's contents instead of its time (PEP 552), and much else agree.
+    SOURCE_DATE_EPOCH: String(IMAGE_EPOCH),
+    PYTHONHASHSEED: '0',
+    CT_USER_NAME: user.name,
+    CT_USER_UID: String(user.uid),
+    CT_USER_GID: String(user.gid),
+    CT_USER_HOME: user.home,
+  };
+}
+
+function failure(
+  result: { readonly exitCode: number; readonly tail: string },
+  last: BuildProgress,
+  options: RootfsOptions,
+): CtError {
+  const { tail, exitCode } = result;
+  writeFileSync(options.logPath, tail, { mode: 0o600 });
+  const full = outOfSpace(tail);
+  if (full !== undefined) return full;
+  const lines = tail.trim().split('\n');
+  const shown = lines.slice(-SHOWN_LINES).map((line) => `  ${line.slice(0, 200)}`);
+  if (/newuidmap|newgidmap|subuid|subgid|unshare\(\)|clone\(\)/.test(lines.slice(0, 10).join('\n'))) {
+    return new CtError(
+      'REQUIREMENT_MISSING',
+      `images cannot be built without root here:\n${shown.join('\n')}`,
+      {
+        hint: 'this needs user namespaces, the package uidmap, and ranges for you in /etc/subuid and /etc/subgid; `ct doctor` checks them',
+      },
+    );
+  }
+  const message = `the build of ${options.definition.name} failed while ${last.message} (mmdebstrap exited with ${exitCode}):`;
+  return new CtError('IMAGE_BUILD_FAILED', `${message}\n${shown.join('\n')}`, {
+    hint: `the end of its output is in ${options.logPath}; try again with \`ct image build --force\` if it was the network`,
+  });
+}
+
+function makeDirectory(path: string): void {
+  mkdirSync(path, { recursive: true });
+  chmodSync(path, 0o755);
+}
+
+function publish(from: string, to: string): void {
+  copyFileSync(from, to);
+  chmodSync(to, 0o644);
+}

@@ -1,0 +1,290 @@
+/**
+ * Images on disk, below CT_HOME:
+ *
+ *     blobs/sha256/<hex>    every part of every image, and every manifest, by its digest
+ *     images/<name>.json    which manifest an image's name stands for, and what it was made from
+ *     parts/<key>.json      parts that several images share: file systems and kernels, with their figures
+ *     checked/<hex>         that a blob had its digest when it last changed
+ *     tmp/                  of the build that is running; nothing in it outlives the next one's start
+ *
+ * Files appear complete or not at all: written in tmp/, synced, renamed.
+ */
+import { createHash, randomBytes } from 'node:crypto';
+import { createReadStream, mkdirSync, readFileSync } from 'node:fs';
+import { chmod, mkdir, open, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import { CtError, toCtError } from '../core/errors.ts';
+import type { BlobRef, ImageManifest } from './manifest.ts';
+
+export interface StoredImage {
+  readonly name: string;
+  /** Of the manifest; names the image. */
+  readonly digest: string;
+  /** Of everything that decides whether the image is current (build.ts). */
+  readonly inputsDigest: string;
+  /** ISO 8601, UTC. */
+  readonly builtAt: string;
+}
+
+const REBUILD_HINT = '`ct image build --force` makes it again';
+/** A manifest lists some hundred packages. */
+const MAX_MANIFEST_BYTES = 16 * 1024 * 1024;
+const READ_BYTES = 1024 * 1024;
+
+export class ImageStore {
+  readonly #home: string;
+
+  /** Touches nothing; `ctHome` need not exist. */
+  constructor(ctHome: string) {
+    this.#home = ctHome;
+  }
+
+  // ------------------------------------------------------------------------------------------------ reading
+
+  /** The manifest with this digest. Throws IMAGE_NOT_FOUND, or IMAGE_CORRUPT if it has not that digest. */
+  async manifest(digest: string): Promise<ImageManifest> {
+    let bytes: Buffer;
+    try {
+      bytes = await readFile(this.#blobPath(digest));
+    } catch (error) {
+      if (!isMissing(error)) throw toCtError(error);
+      throw new CtError('IMAGE_NOT_FOUND', `no image ${digest} is stored`, {
+        hint: '`ct image ls` lists those that are',
+      });
+    }
+    if (bytes.length > MAX_MANIFEST_BYTES || digestOf(bytes) !== digest) {
+      throw new CtError('IMAGE_CORRUPT', `the manifest ${digest} has other contents`, { hint: REBUILD_HINT });
+    }
+    const manifest = JSON.parse(bytes.toString('utf8')) as ImageManifest;
+    if (manifest.schemaVersion !== 1) {
+      throw new CtError('IMAGE_CORRUPT', `the manifest ${digest} is of an unknown version`, {
+        hint: REBUILD_HINT,
+      });
+    }
+    return manifest;
+  }
+
+  /** What is stored under an image's name. */
+  async find(name: string): Promise<StoredImage | undefined> {
+    return this.#readJson<StoredImage>(join('images', `${name}.json`));
+  }
+
+  /** All stored images, by name. */
+  async list(): Promise<readonly StoredImage[]> {
+    let files: string[];
+    try {
+      files = await readdir(join(this.#home, 'images'));
+    } catch (error) {
+      if (isMissing(error)) return [];
+      throw toCtError(error);
+    }
+    const names = files
+      .filter((file) => file.endsWith('.json'))
+      .map((file) => file.slice(0, -'.json'.length));
+    const found = await Promise.all(names.sort().map((name) => this.find(name)));
+    return found.filter((image) => image !== undefined);
+  }
+
+  /**
+   * Path of a blob whose contents have been compared with its digest since they last changed, by inode, size and times;
+   * compares them now if not, which takes a second for a root file system. Throws IMAGE_CORRUPT.
+   */
+  async checkedBlobPath(ref: BlobRef): Promise<string> {
+    const path = this.#blobPath(ref.digest);
+    const stamp = await this.#stamp(ref, path);
+    const stampPath = join(this.#home, 'checked', hexOf(ref.digest));
+    const known = await readFile(stampPath, 'utf8').catch(() => undefined);
+    if (known === stamp) return path;
+    await this.#compare(ref, path);
+    await this.#writeAtomically(stampPath, stamp);
+    return path;
+  }
+
+  /** Compares every part of an image with its digest, whatever was compared before. Throws IMAGE_CORRUPT. */
+  async verifyImage(manifest: ImageManifest): Promise<void> {
+    for (const ref of [manifest.rootfs, manifest.kernel, manifest.initramfs]) {
+      const path = this.#blobPath(ref.digest);
+      await this.#stamp(ref, path);
+      await this.#compare(ref, path);
+    }
+  }
+
+  /** Whether a blob is there with the right size; says nothing about its contents. */
+  async hasBlob(ref: BlobRef): Promise<boolean> {
+    const stats = await stat(this.#blobPath(ref.digest)).catch(() => undefined);
+    return stats?.size === ref.sizeBytes;
+  }
+
+  async #stamp(ref: BlobRef, path: string): Promise<string> {
+    const stats = await stat(path, { bigint: true }).catch((error) => {
+      if (isMissing(error)) return undefined;
+      throw toCtError(error);
+    });
+    if (stats === undefined) {
+      throw new CtError('IMAGE_CORRUPT', `${path} is missing, which an image consists of`, {
+        hint: REBUILD_HINT,
+      });
+    }
+    if (stats.size !== BigInt(ref.sizeBytes)) {
+      throw new CtError('IMAGE_CORRUPT', `${path} has ${stats.size} bytes instead of ${ref.sizeBytes}`, {
+        hint: REBUILD_HINT,
+      });
+    }
+    return [stats.dev, stats.ino, stats.size, stats.mtimeNs, stats.ctimeNs].join(' ');
+  }
+
+  async #compare(ref: BlobRef, path: string): Promise<void> {
+    if ((await digestOfFile(path)) !== ref.digest) {
+      throw new CtError('IMAGE_CORRUPT', `${path} does not have the contents that its name stands for`, {
+        hint: REBUILD_HINT,
+      });
+    }
+  }
+
+  #blobPath(digest: string): string {
+    return join(this.#home, 'blobs/sha256', hexOf(digest));
+  }
+
+  // ------------------------------------------------------------------------------------------------ writing
+
+  /** Makes the directories. The rest of writing is for the one process that holds the build lock. */
+  prepare(): void {
+    for (const name of ['blobs/sha256', 'images', 'parts', 'checked', 'tmp']) {
+      mkdirSync(join(this.#home, name), { recursive: true, mode: 0o700 });
+    }
+  }
+
+  /** Takes a file on CT_HOME's file system into the store; it is gone from `path` then. */
+  async putFile(path: string): Promise<BlobRef> {
+    await chmod(path, 0o400);
+    const file = await open(path, 'r');
+    try {
+      await file.sync();
+    } finally {
+      await file.close();
+    }
+    const digest = await digestOfFile(path);
+    const target = this.#blobPath(digest);
+    await rename(path, target);
+    await syncDirectory(dirname(target));
+    const ref = { digest, sizeBytes: (await stat(target)).size };
+    // It was hashed just now: the first run need not do it again.
+    await this.#writeAtomically(join(this.#home, 'checked', hexOf(digest)), await this.#stamp(ref, target));
+    return ref;
+  }
+
+  async putBytes(bytes: Uint8Array): Promise<BlobRef> {
+    const path = this.#temporaryPath();
+    try {
+      await writeFile(path, bytes, { mode: 0o600, flag: 'wx' });
+      return await this.putFile(path);
+    } catch (error) {
+      await rm(path, { force: true });
+      throw toCtError(error);
+    }
+  }
+
+  /** Stores a manifest and lets `name` stand for it from now on. */
+  async putImage(manifest: ImageManifest, inputsDigest: string, builtAt: Date): Promise<StoredImage> {
+    const { digest } = await this.putBytes(Buffer.from(`${JSON.stringify(manifest, undefined, 2)}\n`));
+    const image: StoredImage = { name: manifest.name, digest, inputsDigest, builtAt: builtAt.toISOString() };
+    await this.#writeAtomically(
+      join(this.#home, 'images', `${manifest.name}.json`),
+      `${JSON.stringify(image)}\n`,
+    );
+    return image;
+  }
+
+  async readPart<T>(key: string): Promise<T | undefined> {
+    return this.#readJson<T>(join('parts', `${key}.json`));
+  }
+
+  async writePart(key: string, value: unknown): Promise<void> {
+    await this.#writeAtomically(join(this.#home, 'parts', `${key}.json`), `${JSON.stringify(value)}\n`);
+  }
+
+  /** Contents of a blob, compared with its digest. */
+  async readBlob(ref: BlobRef): Promise<Buffer> {
+    return readFile(await this.checkedBlobPath(ref));
+  }
+
+  /** A new empty directory below tmp/. The caller removes it. */
+  async makeWorkDirectory(): Promise<string> {
+    const path = this.#temporaryPath();
+    await mkdir(path, { mode: 0o700 });
+    return path;
+  }
+
+  /** What killed builds left in tmp/; only while no other build runs. */
+  async leftovers(): Promise<readonly string[]> {
+    const tmp = join(this.#home, 'tmp');
+    return (await readdir(tmp)).map((name) => join(tmp, name));
+  }
+
+  #temporaryPath(): string {
+    return join(this.#home, 'tmp', `${process.pid}-${randomBytes(6).toString('hex')}`);
+  }
+
+  async #writeAtomically(path: string, text: string): Promise<void> {
+    const temporary = `${path}.${process.pid}-${randomBytes(4).toString('hex')}`;
+    try {
+      const file = await open(temporary, 'wx', 0o600);
+      try {
+        await file.writeFile(text);
+        await file.sync();
+      } finally {
+        await file.close();
+      }
+      await rename(temporary, path);
+    } catch (error) {
+      await rm(temporary, { force: true });
+      throw toCtError(error);
+    }
+  }
+
+  /** Undefined if there is none, or none that can be read: then the part or image is made again. */
+  async #readJson<T>(relative: string): Promise<T | undefined> {
+    try {
+      return JSON.parse(await readFile(join(this.#home, relative), 'utf8')) as T;
+    } catch (error) {
+      if (isMissing(error) || error instanceof SyntaxError) return undefined;
+      throw toCtError(error);
+    }
+  }
+}
+
+export function digestOf(bytes: Uint8Array): string {
+  return `sha256:${createHash('sha256').update(bytes).digest('hex')}`;
+}
+
+/** For small files that do not change, such as programs. */
+export function digestOfSmallFile(path: string): string {
+  return digestOf(readFileSync(path));
+}
+
+async function digestOfFile(path: string): Promise<string> {
+  const hash = createHash('sha256');
+  for await (const chunk of createReadStream(path, { highWaterMark: READ_BYTES }))
+    hash.update(chunk as Buffer);
+  return `sha256:${hash.digest('hex')}`;
+}
+
+function hexOf(digest: string): string {
+  const hex = /^sha256:([0-9a-f]{64})$/.exec(digest)?.[1];
+  if (hex === undefined)
+    throw new CtError('IMAGE_NOT_FOUND', 'an image digest is `sha256:` and 64 hexadecimal digits');
+  return hex;
+}
+
+function isMissing(error: unknown): boolean {
+  return ['ENOENT', 'ENOTDIR'].includes((error as NodeJS.ErrnoException).code ?? '');
+}
+
+async function syncDirectory(path: string): Promise<void> {
+  const directory = await open(path, 'r');
+  try {
+    await directory.sync();
+  } finally {
+    await directory.close();
+  }
+}
