@@ -6,6 +6,7 @@ import { toCtError } from '../core/errors.ts';
 import { guestAgentPath, installRoot, launcherPath, probePath } from '../core/install.ts';
 import { openCtHome, socketDirectory } from '../core/paths.ts';
 import { runProgram } from '../core/run-program.ts';
+import { DEFAULT_IMAGE } from '../job/definition.ts';
 import type { Accelerator } from '../protocol/run.ts';
 import { formatBytes } from './render/format.ts';
 
@@ -306,14 +307,21 @@ async function checkDaemon(ctHome: string): Promise<Check> {
 async function checkImage(ctHome: string): Promise<Check> {
   const name = 'image';
   try {
-    const { describeDefaultImage } = await import('./images.ts');
-    const message = await describeDefaultImage(ctHome);
-    if (message !== undefined) return { name, level: 'ok', message };
+    const [{ imageInputs }, { currentImage }] = await Promise.all([
+      import('./images.ts'),
+      import('../image/build.ts'),
+    ]);
+    const image = await currentImage(imageInputs(DEFAULT_IMAGE, { ctHome, directory: installRoot }));
+    if (image) {
+      const { kernel, packages } = image.manifest;
+      const message = `${DEFAULT_IMAGE}: ${packages.length} packages, Linux ${kernel.version}`;
+      return { name, level: 'ok', message };
+    }
   } catch (error) {
     return failed(name, error);
   }
   const fix = 'ct image build builds it now (about two minutes)';
-  return { name, level: 'warning', message: 'the default image is not built; the first job builds it', fix };
+  return { name, level: 'warning', message: `${DEFAULT_IMAGE} is not built; the first job builds it`, fix };
 }
 
 function failed(name: string, error: unknown, fallback?: string): Check {

@@ -94,7 +94,7 @@ class Run {
     const images = new Map<string, string>();
     for (const { image } of this.#plan.jobs) {
       if (images.has(image)) continue;
-      const onProgress = (what: string): void => renderer.progress(what);
+      const onProgress = (what: string, milestone: boolean): void => renderer.progress(what, milestone);
       images.set(image, await ensureImage(image, { ctHome, directory: this.#root, signal, onProgress }));
     }
     return images;

@@ -23,8 +23,9 @@ export class CommandRenderer implements Renderer {
     terminal.showStatus(() => (this.#outputSeen ? undefined : this.#status()));
   }
 
-  progress(what: string): void {
-    this.#announce(what);
+  progress(what: string, milestone: boolean): void {
+    if (milestone) this.#announce(what);
+    else this.#waiting = what;
   }
 
   jobStart(job: JobRecord): void {

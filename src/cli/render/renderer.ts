@@ -5,8 +5,8 @@ import type { Stream } from '../output.ts';
 import type { JobRecord, RunRecord } from './record.ts';
 
 export interface Renderer extends Disposable {
-  /** Something before the jobs: an image that is being built. */
-  progress(what: string): void;
+  /** Something before the jobs: an image that is being built. `milestone`: worth a line of a log. */
+  progress(what: string, milestone: boolean): void;
   jobStart(job: JobRecord): void;
   /** After the record has taken the event in. */
   event(job: JobRecord, event: RunEvent): void;

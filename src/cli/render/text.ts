@@ -35,9 +35,10 @@ export class TextRenderer implements Renderer {
     terminal.showStatus(() => this.#status());
   }
 
-  progress(what: string): void {
+  progress(what: string, milestone: boolean): void {
     this.#progress = what;
-    if (!this.#terminal.live) this.#terminal.line(this.#terminal.style.dim(`• ${oneLine(what)}`));
+    if (milestone && !this.#terminal.live)
+      this.#terminal.line(this.#terminal.style.dim(`• ${oneLine(what)}`));
   }
 
   jobStart(job: JobRecord): void {
