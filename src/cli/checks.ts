@@ -6,9 +6,9 @@ import { toCtError } from '../core/errors.ts';
 import { guestAgentPath, installRoot, launcherPath, probePath } from '../core/install.ts';
 import { openCtHome, socketDirectory } from '../core/paths.ts';
 import { runProgram } from '../core/run-program.ts';
-import { DEFAULT_IMAGE } from '../job/definition.ts';
+import { DEFAULT_CPUS, DEFAULT_DISK_MIB, DEFAULT_IMAGE, DEFAULT_MEMORY_MIB } from '../job/definition.ts';
 import type { Accelerator } from '../protocol/run.ts';
-import { formatBytes } from './render/format.ts';
+import { formatBytes, formatElapsed } from './render/format.ts';
 
 export interface Check {
   readonly name: string;
@@ -34,20 +34,25 @@ const GOOD_MEMORY_BYTES = 3 * GIB;
 const MIN_DISK_BYTES = 3 * GIB;
 const GOOD_DISK_BYTES = 15 * GIB;
 const MIN_SHM_BYTES = 64 * MIB;
+/** Boot, template and clone under emulation on a busy machine, with room. */
+const VM_TIMEOUT_MS = 120_000;
 
 export async function diagnose(ctHome: string): Promise<Diagnosis> {
-  const [packages, accelerator, sockets, daemon, image] = await Promise.all([
+  const [packages, sockets, { check: image, digest }] = await Promise.all([
     checkPackages(),
-    checkAccelerator(ctHome),
     checkSockets(ctHome),
-    checkDaemon(ctHome),
     checkImage(ctHome),
   ]);
+  const parts = checkParts();
+  const ready = [packages, sockets, parts].every(({ level }) => level === 'ok');
+  // Before the accelerator: the first VM finds out whether KVM works.
+  const vm = ready && digest !== undefined ? [await checkVm(ctHome, digest)] : [];
+  const accelerator = await checkAccelerator(ctHome);
   const checks = [
     checkSystem(),
     checkNode(),
     packages,
-    checkParts(),
+    parts,
     accelerator.check,
     checkMemory(),
     checkSwap(),
@@ -56,7 +61,8 @@ export async function diagnose(ctHome: string): Promise<Diagnosis> {
     checkNamespaces(image.level === 'ok'),
     sockets,
     image,
-    daemon,
+    ...vm,
+    await checkDaemon(ctHome),
   ];
   return { checks, accelerator: accelerator.accelerator };
 }
@@ -304,24 +310,70 @@ async function checkDaemon(ctHome: string): Promise<Check> {
   }
 }
 
-async function checkImage(ctHome: string): Promise<Check> {
+async function checkImage(ctHome: string): Promise<{ readonly check: Check; readonly digest?: string }> {
   const name = 'image';
   try {
-    const [{ imageInputs }, { currentImage }] = await Promise.all([
+    const [{ imageInputs }, { currentImage }, { ImageStore }] = await Promise.all([
       import('./images.ts'),
       import('../image/build.ts'),
+      import('../image/store.ts'),
     ]);
     const image = await currentImage(imageInputs(DEFAULT_IMAGE, { ctHome, directory: installRoot }));
     if (image) {
       const { kernel, packages } = image.manifest;
       const message = `${DEFAULT_IMAGE}: ${packages.length} packages, Linux ${kernel.version}`;
-      return { name, level: 'ok', message };
+      return { check: { name, level: 'ok', message }, digest: image.digest };
     }
+    if (await new ImageStore(ctHome).find(DEFAULT_IMAGE)) {
+      const message = `${DEFAULT_IMAGE} is older than what it is made from; the next job makes it again`;
+      return { check: { name, level: 'warning', message, fix: 'ct image build' } };
+    }
+  } catch (error) {
+    return { check: failed(name, error) };
+  }
+  const fix = 'ct image build builds it now (about two minutes)';
+  const message = `${DEFAULT_IMAGE} is not built; the first job builds it`;
+  return { check: { name, level: 'warning', message, fix } };
+}
+
+/** The proof: a command in a microVM, through the same daemon and in the same shape as a job. */
+async function checkVm(ctHome: string, image: string): Promise<Check> {
+  const name = 'microVM';
+  try {
+    const { connectHost } = await import('../host/client.ts');
+    const signal = AbortSignal.timeout(VM_TIMEOUT_MS);
+    const startedAt = performance.now();
+    const host = await connectHost({ ctHome, signal });
+    const step = {
+      name: 'true',
+      argv: ['true'],
+      env: {},
+      workingDirectory: '.',
+      condition: 'success',
+    } as const;
+    const result = await host.runJob(
+      {
+        name: 'doctor',
+        image,
+        cpus: DEFAULT_CPUS,
+        memoryMib: DEFAULT_MEMORY_MIB,
+        diskMib: DEFAULT_DISK_MIB,
+        env: {},
+        steps: [step],
+        timeoutMs: VM_TIMEOUT_MS,
+        artifacts: [],
+        sendsTree: false,
+      },
+      { onEvent: () => {}, onOutput: () => {}, signal },
+    );
+    const took = formatElapsed(performance.now() - startedAt);
+    if (result.outcome === 'success')
+      return { name, level: 'ok', message: `ran a command, in ${took} all told` };
+    const { message = `ended with ${result.outcome}`, hint } = result.error ?? {};
+    return { name, level: 'failed', message, ...(hint === undefined ? {} : { fix: hint }) };
   } catch (error) {
     return failed(name, error);
   }
-  const fix = 'ct image build builds it now (about two minutes)';
-  return { name, level: 'warning', message: `${DEFAULT_IMAGE} is not built; the first job builds it`, fix };
 }
 
 function failed(name: string, error: unknown, fallback?: string): Check {
