@@ -126,7 +126,6 @@ async function startDaemon(ctHome: string, socketPath: string): Promise<string |
     { cwd: '/', detached: true, stdio: ['ignore', 'pipe', log], env },
   );
   closeSync(log);
-  child.unref();
   const { stdout } = child;
   if (!stdout) return 'no output';
   try {
@@ -139,6 +138,8 @@ async function startDaemon(ctHome: string, socketPath: string): Promise<string |
   } catch (error) {
     return messageOf(error);
   } finally {
+    // Not earlier: with nothing else to wait for, this process would end in the middle of the wait above.
+    child.unref();
     stdout.destroy();
   }
 }
