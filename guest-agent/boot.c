@@ -37,8 +37,8 @@
 /* Devices have been probed long before this on any machine; a boot as a whole has two seconds. */
 #define DEVICE_DEADLINE_US 10000000
 #define VERITY_MAPPING "ct-root"
-/* What the volume is prepared for unless ct.volume= names another cipher: fast on any CPU. */
-#define DEFAULT_VOLUME_CIPHER "32:xchacha12,aes-adiantum-plain64"
+/* What the volume is prepared for unless ct.volume= names another cipher. */
+#define DEFAULT_VOLUME_CIPHER "64:aes-xts-plain64"
 
 static void must(int result, const char *what)
 {
