@@ -1,7 +1,7 @@
 /** The VMs of this host: which VMM runs them, their templates, and how one is claimed. */
 import { randomBytes } from 'node:crypto';
 import { readFileSync } from 'node:fs';
-import { rm, writeFile } from 'node:fs/promises';
+import { chmod, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { CtError } from '../core/errors.ts';
 import { launcherPath } from '../core/install.ts';
@@ -153,6 +153,8 @@ export class Machines {
         mode: 0o600,
         flag: 'wx',
       });
+      // The VMM, another user, opens it again through the descriptor it is given; the directory is closed to others.
+      await chmod(path, 0o444);
     } catch (error) {
       await dispose();
       throw error;

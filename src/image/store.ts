@@ -10,7 +10,7 @@
  * Files appear complete or not at all: written in tmp/, synced, renamed.
  */
 import { createHash, randomBytes } from 'node:crypto';
-import { createReadStream, mkdirSync, readFileSync } from 'node:fs';
+import { createReadStream, mkdirSync } from 'node:fs';
 import { chmod, mkdir, open, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { CtError, toCtError } from '../core/errors.ts';
@@ -156,7 +156,8 @@ export class ImageStore {
 
   /** Takes a file on CT_HOME's file system into the store; it is gone from `path` then. */
   async putFile(path: string): Promise<BlobRef> {
-    await chmod(path, 0o400);
+    // Readable by all: a VMM of another user is handed the open file, and opens it once more. CT_HOME is closed to others.
+    await chmod(path, 0o444);
     const file = await open(path, 'r');
     try {
       await file.sync();
@@ -255,11 +256,6 @@ export class ImageStore {
 
 export function digestOf(bytes: Uint8Array): string {
   return `sha256:${createHash('sha256').update(bytes).digest('hex')}`;
-}
-
-/** For small files that do not change, such as programs. */
-export function digestOfSmallFile(path: string): string {
-  return digestOf(readFileSync(path));
 }
 
 async function digestOfFile(path: string): Promise<string> {

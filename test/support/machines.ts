@@ -1,5 +1,5 @@
 /** VMs for tests, without a daemon: machines of their own, and sessions that the test itself holds. */
-import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { chmodSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { launcherPath } from '../../src/core/install.ts';
 import { awaitReady } from '../../src/guest/handshake.ts';
@@ -73,6 +73,7 @@ export async function makeVmm(
         encodeCpio([{ name: 'volume.blocks', mode: 0o100400, data: blocks }]),
       ]),
     );
+    chmodSync(initramfsPath, 0o444); // the VMM is another user
     const source: BootSource = {
       shape,
       manifest,
