@@ -475,16 +475,29 @@ static int make_pipe(uid_t uid, gid_t gid, int *ours, int *theirs, bool input)
 		return -1;
 	*ours = fds[input ? 1 : 0];
 	*theirs = fds[input ? 0 : 1];
-	if (fcntl(*ours, F_SETFL, O_NONBLOCK) < 0)
-		return -1;
-	return geteuid() == 0 ? fchown(*ours, uid, gid) : 0;
+	if (fcntl(*ours, F_SETFL, O_NONBLOCK) == 0 && (geteuid() != 0 || fchown(*ours, uid, gid) == 0))
+		return 0;
+	close_fd(ours);
+	close_fd(theirs);
+	return -1;
 }
 
-/* Pipes for the first process, made before the snapshot: making them right after a restore takes 5 ms. */
+/* Pipes for the next process, made while nobody waits for them: right after a restore that takes 5 ms. */
 static struct {
 	int ours;
 	int theirs;
 } spare_outputs[2] = { { -1, -1 }, { -1, -1 } };
+
+void exec_idle(void)
+{
+	for (int index = 0; index < 2; index++) {
+		int ours, theirs;
+		if (spare_outputs[index].ours >= 0 || make_pipe(options->user.uid, options->user.gid, &ours, &theirs, false) < 0)
+			continue; /* start() will try again, and report it. */
+		spare_outputs[index].ours = ours;
+		spare_outputs[index].theirs = theirs;
+	}
+}
 
 void exec_init(const struct link_options *link_options)
 {
@@ -494,10 +507,7 @@ void exec_init(const struct link_options *link_options)
 	null_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
 	if (null_fd < 0)
 		fatal("cannot open /dev/null: %s", strerror(errno));
-	for (int index = 0; index < 2; index++)
-		if (make_pipe(options->user.uid, options->user.gid, &spare_outputs[index].ours, &spare_outputs[index].theirs,
-			      false) < 0)
-			fatal("cannot make a pipe: %s", strerror(errno));
+	exec_idle();
 }
 
 static int make_output(struct exec *exec, int index, int *theirs)

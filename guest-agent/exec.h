@@ -35,6 +35,9 @@ void exec_detach(struct exec *exec);
 /* Reads from the processes that have something to say; true while there is more to do. */
 bool exec_run(void);
 
+/* Nothing else to do: prepares the next start. */
+void exec_idle(void);
+
 /* Takes the status of every process that has ended, ours or orphaned. */
 void exec_reap(void);
 

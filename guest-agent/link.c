@@ -679,6 +679,8 @@ enum link_end link_serve(const struct link_options *link_options)
 		else if (last_stream)
 			timeout = 20;
 		room_freed = false;
+		if (timeout != 0)
+			exec_idle();
 
 		struct epoll_event events[32];
 		int count = epoll_wait(epoll_fd, events, 32, timeout);

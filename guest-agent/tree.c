@@ -524,12 +524,15 @@ static char **list(DIR *stream, size_t *count)
 {
 	size_t size = 64;
 	char **names = malloc(size * sizeof *names);
+	bool complete = false;
 	*count = 0;
 	while (names) {
 		errno = 0;
 		struct dirent *entry = readdir(stream);
-		if (!entry)
+		if (!entry) {
+			complete = errno == 0;
 			break;
+		}
 		if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
 			continue;
 		if (*count == size) {
@@ -544,13 +547,16 @@ static char **list(DIR *stream, size_t *count)
 			break;
 		++*count;
 	}
-	if (names && errno == 0) {
+	if (complete) {
 		qsort(names, *count, sizeof *names, by_bytes);
 		return names;
 	}
+	int saved = errno;
 	for (size_t index = 0; names && index < *count; index++)
 		free(names[index]);
 	free(names);
+	*count = 0;
+	errno = saved;
 	return NULL;
 }
 
