@@ -19,7 +19,7 @@ import { CtError } from '../core/errors.ts';
 import { runProgram } from '../core/run-program.ts';
 import { type BuildProgress, downloadProgress } from './progress.ts';
 import type { AptMachine, AptSources } from './sources.ts';
-import { runSupervised } from './supervised.ts';
+import { PROGRAM_PATH, runSupervised } from './supervised.ts';
 
 export interface Package {
   readonly name: string;
@@ -190,7 +190,7 @@ export class Apt {
     const output = await runProgram({
       file,
       args,
-      env: { APT_CONFIG: this.#configPath },
+      env: { PATH: PROGRAM_PATH, APT_CONFIG: this.#configPath },
       maxOutputBytes: MAX_OUTPUT_BYTES,
       failureCode: 'IMAGE_BUILD_FAILED',
       ...(this.#options.signal ? { signal: this.#options.signal } : {}),
@@ -203,7 +203,7 @@ export class Apt {
       argv: ['apt-get', ...args],
       cwd,
       env: {
-        PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
+        PATH: PROGRAM_PATH,
         LC_ALL: 'C',
         APT_CONFIG: this.#configPath,
         ...proxies(process.env),

@@ -14,7 +14,7 @@ import type { BuildProgress } from './progress.ts';
 import { buildRootfs } from './rootfs.ts';
 import { removeTree, sweepScratch } from './scratch.ts';
 import { findSources, readAptMachine } from './sources.ts';
-import { digestOfSmallFile, ImageStore } from './store.ts';
+import { digestOf, ImageStore } from './store.ts';
 import { appendHashTree } from './verity.ts';
 
 export interface ImageInputs {
@@ -103,9 +103,7 @@ async function build(options: BuildOptions): Promise<BuiltImage> {
   const rootfs = await job.rootfs();
   const kernel = await job.kernel();
   progress({ phase: 'storing', message: 'storing the image' });
-  // Read once: the digest must be that of the very bytes that go in.
-  const guestAgent = readFileSync(options.guestAgentPath);
-  const probe = readFileSync(options.probePath);
+  const programs = readPrograms(options);
   const modules = await store.readBlob(kernel.modules);
   const manifest: ImageManifest = {
     schemaVersion: 1,
@@ -113,13 +111,13 @@ async function build(options: BuildOptions): Promise<BuiltImage> {
     architecture: 'amd64',
     rootfs: rootfs.rootfs,
     kernel: kernel.kernel,
-    initramfs: await store.putBytes(encodeInitramfs({ guestAgent, probe, modules })),
+    initramfs: await store.putBytes(encodeInitramfs({ ...programs, modules })),
     user: definition.user,
     env: definition.env,
     definitionDigest: `sha256:${definition.digest}`,
     packages: rootfs.packages,
   };
-  const { digest } = await store.putImage(manifest, inputsDigest(definition, options), new Date());
+  const { digest } = await store.putImage(manifest, inputsDigest(definition, programs), new Date());
   return { manifest, digest };
 }
 
@@ -129,7 +127,8 @@ async function findCurrent(
   inputs: ImageInputs,
 ): Promise<BuiltImage | undefined> {
   const stored = await store.find(definition.name);
-  if (stored === undefined || stored.inputsDigest !== inputsDigest(definition, inputs)) return undefined;
+  if (stored === undefined || stored.inputsDigest !== inputsDigest(definition, readPrograms(inputs)))
+    return undefined;
   try {
     const manifest = await store.manifest(stored.digest);
     for (const ref of [manifest.rootfs, manifest.kernel, manifest.initramfs])
@@ -143,16 +142,25 @@ async function findCurrent(
   }
 }
 
-function inputsDigest(definition: ImageDefinition, inputs: ImageInputs): string {
+interface Programs {
+  readonly guestAgent: Buffer;
+  readonly probe: Buffer;
+}
+
+/** Both together are about a megabyte. */
+function readPrograms(inputs: ImageInputs): Programs {
   for (const path of [inputs.guestAgentPath, inputs.probePath]) {
     if (existsSync(path)) continue;
     throw new CtError('REQUIREMENT_MISSING', `${path} is missing, which goes into every image`, {
       hint: 'run `./ct --version` in the checkout once: it builds what is missing',
     });
   }
-  const programs = [inputs.guestAgentPath, inputs.probePath].map(digestOfSmallFile);
-  const all = JSON.stringify([definition.digest, ...programs, INITRAMFS_RECIPE]);
-  return `sha256:${createHash('sha256').update(all).digest('hex')}`;
+  return { guestAgent: readFileSync(inputs.guestAgentPath), probe: readFileSync(inputs.probePath) };
+}
+
+function inputsDigest(definition: ImageDefinition, { guestAgent, probe }: Programs): string {
+  const all = [definition.digest, digestOf(guestAgent), digestOf(probe), INITRAMFS_RECIPE];
+  return digestOf(Buffer.from(JSON.stringify(all)));
 }
 
 interface RootfsPart {

@@ -22,7 +22,7 @@ import type { ImageDefinition } from './definition.ts';
 import { BuildOutput, type BuildProgress } from './progress.ts';
 import { IMAGE_EPOCH } from './recipe.ts';
 import { makeScratch } from './scratch.ts';
-import { HOOKS_DIRECTORY, runSupervised } from './supervised.ts';
+import { HOOKS_DIRECTORY, PROGRAM_PATH, runSupervised } from './supervised.ts';
 
 /** Lines of a failed build that its message repeats; the log has more. */
 const SHOWN_LINES = 15;
@@ -109,7 +109,7 @@ function mmdebstrapArguments(suite: string, resolution: Resolution, sourcesPath:
 function environment(definition: ImageDefinition, scratchDirectory: string): Record<string, string> {
   const { user } = definition;
   return {
-    PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
+    PATH: PROGRAM_PATH,
     LC_ALL: 'C.UTF-8',
     TMPDIR: scratchDirectory,
     DEBIAN_FRONTEND: 'noninteractive',

@@ -8,6 +8,9 @@ import { installRoot } from '../core/install.ts';
 
 export const HOOKS_DIRECTORY: string = join(installRoot, 'src/image/hooks');
 
+/** Tools of file systems are not in every user's PATH. */
+export const PROGRAM_PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
+
 /** Of a program's output, for the report of its failure. */
 const OUTPUT_TAIL_BYTES = 65_536;
 /** apt prints lines of several kilobytes; a longer line is only cut. */

@@ -3,6 +3,7 @@ import { statSync } from 'node:fs';
 import { CtError } from '../core/errors.ts';
 import { runProgram } from '../core/run-program.ts';
 import type { ImageManifest } from './manifest.ts';
+import { PROGRAM_PATH } from './supervised.ts';
 
 export type Verity = ImageManifest['rootfs']['verity'];
 
@@ -34,6 +35,7 @@ export async function appendHashTree(path: string, salt: string, signal?: AbortS
       path,
       path,
     ],
+    env: { PATH: PROGRAM_PATH },
     maxOutputBytes: 65_536,
     failureCode: 'IMAGE_BUILD_FAILED',
     ...(signal ? { signal } : {}),
