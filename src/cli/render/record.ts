@@ -60,7 +60,7 @@ export class JobRecord {
         this.phase = event.reason ?? 'waiting for room on this host';
         return;
       case 'preparing':
-        this.phase = event.what;
+        this.phase = `preparing: ${event.what}`;
         return;
       case 'claimed':
         this.source = event.source;

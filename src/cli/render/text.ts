@@ -53,7 +53,7 @@ export class TextRenderer implements Renderer {
         if (event.reason !== undefined) this.#line(job, dim(`• ${oneLine(event.reason)}`));
         return;
       case 'preparing':
-        this.#line(job, dim(`• ${oneLine(event.what)}`));
+        this.#line(job, dim(`• ${oneLine(job.phase)}`));
         return;
       case 'claimed': {
         const how = event.source === 'clone' ? 'restored from its template' : 'booted';
