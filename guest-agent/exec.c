@@ -811,6 +811,9 @@ int exec_input(struct exec *exec, uint8_t type, const uint8_t *payload, size_t l
 		return set_script_name(exec, payload, length, reason);
 	case CT_EXEC_INPUT_SCRIPT_DATA:
 		return add_script_data(exec, payload, length, reason);
+	case CT_EXEC_INPUT_KILL_ALL:
+		/* A job that left as many processes as it may have would otherwise keep any other from starting. */
+		return input_while_running(exec, type, payload, length, reason);
 	case CT_EXEC_INPUT_START:
 		if (length != 1 || payload[0] & ~CT_EXEC_FLAG_STDIN)
 			return refuse(reason, "not start flags");

@@ -430,6 +430,10 @@ describe('exec', () => {
     first.stream.write(encodeRecord(ExecInput.killAll));
     await Promise.all([first.done(), second.done()]);
     assert.deepEqual([first.exit?.kind, second.exit?.kind], [1, 1]);
+    const third = new Exec(guest, ['sleep', '100']);
+    await third.started();
+    await guest.request('POST', GuestPath.exec, encodeRecord(ExecInput.killAll));
+    assert.equal((await third.done()).exit?.kind, 1);
   });
 
   test('a background child that keeps the pipes open does not delay the exit', async () => {
