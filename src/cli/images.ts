@@ -1,8 +1,9 @@
 /** Images, as commands need them: by name, built when they have to be. */
 import { join } from 'node:path';
 import { guestAgentPath, installRoot, probePath } from '../core/install.ts';
-import { type BuiltImage, buildImage, currentImage, type ImageInputs } from '../image/build.ts';
+import type { BuiltImage, ImageInputs } from '../image/build.ts';
 import type { BuildPhase, BuildProgress } from '../image/progress.ts';
+import { recallImage, rememberImage } from '../image/recall.ts';
 
 export interface EnsureOptions {
   readonly ctHome: string;
@@ -38,17 +39,21 @@ export function imageInputs(name: string, options: Pick<EnsureOptions, 'ctHome' 
 
 /** Digest of an image's manifest, after building it if it is not current. Throws what buildImage throws. */
 export async function ensureImage(name: string, options: EnsureOptions): Promise<string> {
-  return (await buildNamed(name, options)).digest;
+  return recallImage(imageInputs(name, options)) ?? (await buildNamed(name, options)).digest;
 }
 
 export async function buildNamed(name: string, options: EnsureOptions): Promise<BuiltImage> {
   const inputs = imageInputs(name, options);
+  const { buildImage, currentImage } = await import('../image/build.ts');
   if (options.force !== true) {
     const current = await currentImage(inputs);
-    if (current) return current;
+    if (current) {
+      rememberImage(inputs, current);
+      return current;
+    }
   }
   const seen = new Set<BuildPhase>();
-  return buildImage({
+  const built = await buildImage({
     ...inputs,
     force: options.force === true,
     signal: options.signal,
@@ -57,6 +62,8 @@ export async function buildNamed(name: string, options: EnsureOptions): Promise<
       seen.add(event.phase);
     },
   });
+  rememberImage(inputs, built);
+  return built;
 }
 
 function describeProgress(name: string, { phase, message, fraction }: BuildProgress, first: boolean): string {
