@@ -31,25 +31,28 @@ interface Piece {
 export class Output implements Sink {
   readonly isTty: Readonly<Record<Stream, boolean>> = { stdout: isatty(1), stderr: isatty(2) };
   readonly #queue: Piece[] = [];
-  readonly #broken = new Set<Stream>();
+  #isBroken = false;
   #queuedBytes = 0;
   #pump: Promise<void> | undefined;
   #waiters: (() => void)[] = [];
   #onBroken: () => void = () => {};
 
-  /** Called once when the reader of our output is gone (EPIPE); what is written to it later is dropped. */
+  /**
+   * Called once when a reader of our output is gone (EPIPE). All that is written later is dropped, on both streams: most
+   * programs would be dead by then.
+   */
   set onBroken(handler: () => void) {
     this.#onBroken = handler;
-    if (this.#broken.size > 0) handler();
+    if (this.#isBroken) handler();
   }
 
   get isBroken(): boolean {
-    return this.#broken.size > 0;
+    return this.#isBroken;
   }
 
   write(stream: Stream, data: string | Uint8Array): undefined | Promise<void> {
     const bytes = typeof data === 'string' ? Buffer.from(data) : data;
-    if (bytes.length === 0 || this.#broken.has(stream)) return undefined;
+    if (bytes.length === 0 || this.#isBroken) return undefined;
     this.#queue.push({ stream, bytes });
     this.#queuedBytes += bytes.length;
     this.#pump ??= this.#run();
@@ -94,18 +97,17 @@ export class Output implements Sink {
   }
 
   async #writeAll({ stream, bytes }: Piece): Promise<void> {
-    for (let at = 0; at < bytes.length && !this.#broken.has(stream); ) {
+    for (let at = 0; at < bytes.length && !this.#isBroken; ) {
       const result = await writeOnce(FILE_DESCRIPTORS[stream], bytes.subarray(at));
       if (typeof result === 'number') at += result;
       else if (result === 'EAGAIN') await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
-      else this.#break(stream);
+      else this.#break();
     }
   }
 
-  #break(stream: Stream): void {
-    const first = this.#broken.size === 0;
-    this.#broken.add(stream);
-    if (first) this.#onBroken();
+  #break(): void {
+    this.#isBroken = true;
+    this.#onBroken();
   }
 }
 
