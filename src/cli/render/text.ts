@@ -205,14 +205,13 @@ const OUTCOME_WORDS = {
 /** `build: compile, 12 s`. */
 export function jobStatus(job: JobRecord, withName: boolean): string {
   const step = job.current;
-  const what = step
-    ? `${step.name}, ${formatElapsed(wholeSeconds(performance.now() - step.startedAt))}`
-    : job.phase;
+  const what = step ? `${step.name}, ${runningFor(performance.now() - step.startedAt)}` : job.phase;
   return withName || !step ? `${job.name}: ${what}` : what;
 }
 
-function wholeSeconds(milliseconds: number): number {
-  return milliseconds < 1000 ? milliseconds : Math.floor(milliseconds / 1000) * 1000;
+/** In whole seconds: the line is drawn several times in each. */
+function runningFor(milliseconds: number): string {
+  return milliseconds < 60_000 ? `${Math.floor(milliseconds / 1000)} s` : formatElapsed(milliseconds);
 }
 
 /** `exit code 2`, `killed by signal 9`, `timed out`, or nothing for a success. */
