@@ -81,7 +81,7 @@ export const COMMANDS: readonly CommandSpec[] = [
     name: 'image build',
     summary: 'build an image from its definition',
     description: [
-      'Builds images/NAME.yml, and the image it extends, from the apt sources of this machine: root file system, kernel and initramfs, stored by content in CT_HOME. Does nothing if the image is current. `ct run` does the same when it has to.',
+      'Builds the image that NAME.yml defines, in images/ of ct or .ct/images/ of the project, from the apt sources of this machine: root file system, kernel and initramfs, stored by content in CT_HOME. Does nothing if the image is current. `ct run` does the same when it has to.',
     ],
     positionals: { placeholder: 'NAME', max: 1, help: 'image to build; debian-12 if absent' },
     options: [
@@ -90,7 +90,7 @@ export const COMMANDS: readonly CommandSpec[] = [
         name: 'directory',
         short: 'C',
         value: 'DIR',
-        help: 'look for definitions from DIR instead of the current directory',
+        help: 'project directory, instead of the current one',
       },
       JSON_OPTION,
     ],
