@@ -1,4 +1,5 @@
 /** `ct image build`. */
+import { resolve } from 'node:path';
 import { ctHomePath } from '../../../core/paths.ts';
 import { DEFAULT_IMAGE } from '../../../job/definition.ts';
 import { cancelOnSignals } from '../../cancellation.ts';
@@ -18,7 +19,7 @@ export async function run(parsed: ParsedOptions, output: Output): Promise<number
   terminal.showStatus(() => status);
   const { digest, manifest } = await buildNamed(name, {
     ctHome: ctHomePath(),
-    directory: parsed.value('directory') ?? process.cwd(),
+    directory: resolve(parsed.value('directory') ?? '.'),
     signal: cancellation.signal,
     force: parsed.has('force'),
     onProgress: (what, milestone) => {
