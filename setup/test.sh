@@ -21,4 +21,5 @@ printf '== tests\n' >&2
 # Tests boot emulated machines and hold time budgets: one file less at a time than there are processors, at least one.
 processors=$(getconf _NPROCESSORS_ONLN)
 concurrency=$((processors > 4 ? 4 : processors > 1 ? processors - 1 : 1))
-exec "$node" --test --test-reporter=spec "--test-concurrency=$concurrency" "$@"
+# A test that hangs fails after four minutes, and takes its file with it.
+exec "$node" --test --test-force-exit --test-timeout=240000 --test-reporter=spec "--test-concurrency=$concurrency" "$@"

@@ -14,6 +14,8 @@ const OPEN_TIMEOUT_MS = 30_000;
 /** How long the link process may take to flush the end of a run to its client. */
 const FAREWELL_TIMEOUT_MS = 10_000;
 
+const VM_EXIT_GRACE_MS = 500;
+
 export class Machine {
   readonly #vm: Vm;
   readonly #link: Link;
@@ -59,6 +61,8 @@ export class Machine {
       await machine.#call({ type: 'open', identity, timeoutMs }, vm.control);
       return machine;
     } catch (error) {
+      if (error instanceof CtError && error.code === 'VMM_EXITED_EARLY')
+        await machine.#vmGone(VM_EXIT_GRACE_MS);
       const diagnosed = machine.#diagnose(error, 'VMM_RESTORE_FAILED');
       await machine.destroy();
       throw diagnosed;
@@ -103,6 +107,8 @@ export class Machine {
       );
       if (reply.type !== 'job-done') throw new CtError('LINK_DIED', 'the link process gave the wrong answer');
       result = reply.result;
+      // The guest's channel closes a moment before its process has ended and says why.
+      if (result.outcome === 'infrastructure') await this.#vmGone(VM_EXIT_GRACE_MS);
       if (result.outcome === 'infrastructure' && this.#vmExit !== undefined) {
         const diagnosed = this.#diagnose(
           new CtError('VMM_DIED', `the VMM ended while the job ran (${this.#vmExit})`),
@@ -147,6 +153,15 @@ export class Machine {
 
   async #call(command: LinkCommand, socket?: Socket): Promise<LinkReply> {
     return this.#link.call(command, socket);
+  }
+
+  async #vmGone(graceMs: number): Promise<void> {
+    let timer: NodeJS.Timeout | undefined;
+    const grace = new Promise<void>((resolve) => {
+      timer = setTimeout(resolve, graceMs);
+    });
+    await Promise.race([this.#vm.exited, grace]);
+    clearTimeout(timer);
   }
 
   /** Adds what the console said, and turns "the channel closed" into "the VMM died" where that is the reason. */

@@ -242,15 +242,20 @@ export class Machines {
     const verdict = await probeAccelerator({
       ctHome: this.#options.ctHome,
       vmmVersion: `qemu ${version}`,
-      bootUnderKvm: async () => {
-        onPreparing('whether KVM works here, by booting a guest');
+      boot: async (accelerator) => {
+        if (accelerator === 'kvm') onPreparing('whether KVM works here, by booting a guest');
         await using cleanup = new AsyncDisposableStack();
         const initramfs = cleanup.use(await this.#initramfs(source));
         const link = new Link();
         cleanup.defer(() => link.kill());
-        const vm = driver('kvm').boot({ ...source, initramfsPath: initramfs.path });
+        const vm = driver(accelerator).boot({ ...source, initramfsPath: initramfs.path });
         cleanup.defer(() => vm.destroy());
-        await link.call({ type: 'await-ready', timeoutMs: KVM_BOOT_DEADLINE_MS }, vm.control);
+        const timeoutMs = accelerator === 'kvm' ? KVM_BOOT_DEADLINE_MS : this.#bootTimeoutMs;
+        try {
+          await link.call({ type: 'await-ready', timeoutMs }, vm.control);
+        } catch (error) {
+          throw withDiagnostics(error, vm.diagnostics());
+        }
       },
     });
     this.#verdict = verdict;

@@ -229,6 +229,7 @@ export class ImageStore {
   async #writeAtomically(path: string, text: string): Promise<void> {
     const temporary = `${path}.${process.pid}-${randomBytes(4).toString('hex')}`;
     try {
+      await mkdir(dirname(path), { recursive: true, mode: 0o700 });
       const file = await open(temporary, 'wx', 0o600);
       try {
         await file.writeFile(text);

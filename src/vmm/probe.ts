@@ -22,14 +22,15 @@ interface CachedVerdict extends AcceleratorVerdict {
 export const KVM_BOOT_DEADLINE_MS = 10_000;
 
 /**
- * Answers from the cache in `ctHome`, else calls `bootUnderKvm`, which boots a guest with KVM, rejects if it does not
- * become ready within {@link KVM_BOOT_DEADLINE_MS}, and destroys it. Without `bootUnderKvm` (no image to boot yet) and
- * without a cached verdict the result is undefined. A verdict holds for one kernel, CPU, microcode and VMM version.
+ * Answers from the cache in `ctHome`, else calls `boot`, which boots a guest under the accelerator, rejects if it does not
+ * become ready in time (KVM: {@link KVM_BOOT_DEADLINE_MS}), and destroys it. If KVM fails, the emulator is tried as a
+ * control: when that fails too, the fault is elsewhere, and its error is thrown. Without `boot` (no image to boot yet)
+ * and without a cached verdict the result is undefined. A verdict holds for one kernel, CPU, microcode and VMM version.
  */
 export async function probeAccelerator(options: {
   readonly ctHome: string;
   readonly vmmVersion: string;
-  readonly bootUnderKvm?: () => Promise<void>;
+  readonly boot?: (accelerator: Accelerator) => Promise<void>;
 }): Promise<AcceleratorVerdict | undefined> {
   const unusable = kvmObstacle();
   if (unusable !== undefined) return { accelerator: 'tcg', reason: unusable };
@@ -38,9 +39,9 @@ export async function probeAccelerator(options: {
   const path = join(options.ctHome, 'accelerator.json');
   const cached = await readVerdict(path);
   if (cached?.key === key) return { accelerator: cached.accelerator, reason: cached.reason };
-  if (!options.bootUnderKvm) return undefined;
+  if (!options.boot) return undefined;
 
-  const verdict = await bootVerdict(options.bootUnderKvm);
+  const verdict = await bootVerdict(options.boot);
   await mkdir(options.ctHome, { recursive: true, mode: 0o700 });
   const partial = `${path}.${process.pid}.tmp`;
   await writeFile(partial, `${JSON.stringify({ key, ...verdict } satisfies CachedVerdict)}\n`, {
@@ -50,11 +51,12 @@ export async function probeAccelerator(options: {
   return verdict;
 }
 
-async function bootVerdict(boot: () => Promise<void>): Promise<AcceleratorVerdict> {
+async function bootVerdict(boot: (accelerator: Accelerator) => Promise<void>): Promise<AcceleratorVerdict> {
   try {
-    await boot();
+    await boot('kvm');
     return { accelerator: 'kvm', reason: 'a guest booted under KVM' };
   } catch (error) {
+    await boot('tcg');
     const [first] = messageOf(error).split('\n');
     return { accelerator: 'tcg', reason: `/dev/kvm opens, but no guest booted on it: ${first}` };
   }

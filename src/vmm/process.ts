@@ -72,13 +72,18 @@ export class VmmProcess {
       },
     );
     this.pid = this.#child.pid ?? -1;
-    this.exited = new Promise((resolve) => {
+    // Not the child's `close` event: it waits for the control channel, which is somebody else's by now.
+    const exited = new Promise<VmExit>((resolve) => {
       this.#child.once('error', (error) => {
         this.#stderr.push(Buffer.from(`${error.message}\n`));
         resolve({ code: 71, signal: null });
       });
-      this.#child.once('close', (code, signal) => resolve({ code, signal }));
+      this.#child.once('exit', (code, signal) => resolve({ code, signal }));
     });
+    const outputs = [this.#child.stdout, this.#child.stderr].map((output) =>
+      closed(output as Readable | null),
+    );
+    this.exited = Promise.all([exited, ...outputs]).then(([exit]) => exit);
     for (const [index, fd] of options.fds.entries()) {
       const stream = this.#child.stdio[index + 3] as Socket | undefined;
       if (fd === 'pipe' && stream) this.sockets.set(index + 3, stream);
@@ -105,4 +110,11 @@ export class VmmProcess {
     for (const socket of this.sockets.values()) socket.destroy();
     await this.exited;
   }
+}
+
+function closed(stream: Readable | null): Promise<void> {
+  return new Promise((resolve) => {
+    if (stream === null || stream.closed) resolve();
+    else stream.once('close', () => resolve());
+  });
 }

@@ -8,6 +8,7 @@ import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { findHost } from '../../src/host/client.ts';
+import { stopHost } from '../support/host.ts';
 import { testHome, testImage } from '../support/images.ts';
 import { allProcesses, childProcesses, descendantsOf } from '../support/processes.ts';
 import { type CtOutcome, ctPath, runCt } from '../support/run-ct.ts';
@@ -47,7 +48,7 @@ before(async () => {
   assert.equal(first.status, 0, first.stderr);
 });
 after(async () => {
-  await (await findHost(testHome))?.shutdown();
+  await stopHost(testHome);
   rmSync(directory, { recursive: true, force: true });
 });
 

@@ -1,23 +1,28 @@
 /** What a job wrote is found nowhere after it: not on the disk that held its volume, not in shared memory. */
 import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { cpSync, readdirSync, statSync } from 'node:fs';
+import { cpSync, mkdirSync, readdirSync, statSync } from 'node:fs';
 import { join } from 'node:path';
-import { after, before, test } from 'node:test';
+import { before, test } from 'node:test';
 import { findHost } from '../../src/host/client.ts';
+import { stopHost } from '../support/host.ts';
 import { testHome, testImage } from '../support/images.ts';
 import { fileContains, loopDisk, loopDiskObstacle } from '../support/loop-disk.ts';
 import { CIPHER, makeVmm } from '../support/machines.ts';
 import { descendantsOf } from '../support/processes.ts';
 import { runCt } from '../support/run-ct.ts';
-import { type Scratch, scratchDirectory } from '../support/scratch.ts';
+import { scratchDirectory } from '../support/scratch.ts';
 
 const options = loopDiskObstacle === undefined ? {} : { skip: loopDiskObstacle };
-let scratch: Scratch;
 before(async () => {
   await testImage('debian-12');
 });
-after(() => scratch?.[Symbol.dispose]());
+
+/** What the host holds of a volume in memory would never reach the disk once the file is gone: write it while it is there. */
+function writeBack(mountPoint: string): void {
+  execFileSync('sync', ['-f', mountPoint]);
+}
 
 /** The job puts the marker together itself, so that it is in no argument, log or request. */
 function marker(): { halves: [string, string]; bytes: Buffer; script: string } {
@@ -48,6 +53,7 @@ for (const [cipher, found] of [
           env: { ...guest.manifest.env, HOME: guest.manifest.user.home, A, B },
         });
         assert.deepEqual(result, { kind: 'exited', code: 0, oomKilled: false }, err);
+        writeBack(disk.mountPoint);
       }
       assert.deepEqual(readdirSync(disk.mountPoint), ['lost+found']);
       disk.unmount();
@@ -60,17 +66,34 @@ test(
   "after ct run no process, socket, file or mount is left, and the job's bytes are nowhere",
   options,
   async () => {
-    scratch = scratchDirectory();
+    using scratch = scratchDirectory();
     using disk = loopDisk(scratch.path, 4096);
     const home = join(disk.mountPoint, 'home');
     // The image, so that it need not be built again.
     for (const part of ['blobs', 'images'])
       cpSync(join(testHome, part), join(home, part), { recursive: true });
+    const tree = join(scratch.path, 'tree');
+    mkdirSync(tree);
     const env = { CT_HOME: home, XDG_RUNTIME_DIR: '' };
     const { halves, bytes, script } = marker();
     const [A, B] = halves;
-    const args = ['run', '--memory', '512M', '-e', `A=${A}`, '-e', `B=${B}`, '--', 'sh', '-c', script];
-    const outcome = await runCt(args, { cwd: scratch.path, env });
+    const args = [
+      'run',
+      '--memory',
+      '512M',
+      '-e',
+      `A=${A}`,
+      '-e',
+      `B=${B}`,
+      '--',
+      'sh',
+      '-c',
+      `${script}; sleep 2`,
+    ];
+    await using cleanup = new AsyncDisposableStack();
+    cleanup.defer(() => stopHost(home));
+    const writingBack = setInterval(() => writeBack(disk.mountPoint), 300);
+    const outcome = await runCt(args, { cwd: tree, env }).finally(() => clearInterval(writingBack));
     assert.equal(outcome.status, 0, outcome.stderr);
 
     const host = await findHost(home);
@@ -82,8 +105,7 @@ test(
       [],
     );
     assert.deepEqual(readdirSync(join(home, 'scratch')), []);
-    assert.equal(await host.shutdown(), true);
-    while (descendantsOf(pid).length > 0) await new Promise((resolve) => setTimeout(resolve, 50));
+    await stopHost(home);
     // Unmounting fails if any process still holds a file there.
     disk.unmount();
     assert.equal(disk.contains(bytes), false);
