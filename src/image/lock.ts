@@ -33,7 +33,7 @@ async function flock(
   flags: readonly string[],
   signal: AbortSignal | undefined,
 ): Promise<boolean> {
-  signal?.throwIfAborted();
+  if (signal?.aborted) throw new CtError('CANCELLED', 'the image build was cancelled');
   const child = spawn('flock', ['--exclusive', ...flags, '3'], {
     stdio: ['ignore', 'ignore', 'ignore', fd],
     env: { PATH: '/usr/bin:/bin' },

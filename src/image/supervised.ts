@@ -41,7 +41,7 @@ export interface SupervisedResult {
  */
 export async function runSupervised(options: SupervisedOptions): Promise<SupervisedResult> {
   const { argv, env, signal, onLine } = options;
-  signal?.throwIfAborted();
+  if (signal?.aborted) throw new CtError('CANCELLED', 'the image build was cancelled');
   const child = spawn(
     '/bin/sh',
     [join(HOOKS_DIRECTORY, 'supervise.sh'), options.scratchDirectory ?? '', ...argv],

@@ -20,27 +20,28 @@ leader=$! # setsid(1) does not fork here, so this is also the process group
   read -r _
   # Again until it is gone: it may not lead a group yet.
   while kill -0 "$leader"; do
-    kill -KILL -- "-$leader"
+    kill -s KILL -- "-$leader"
     sleep 0.05
   done
-} <&9 2>/dev/null &
+} <&9 >/dev/null 2>&1 &
 watcher=$!
-exec 9<&-
+# Nobody may be left to read what the shell says about killed children, and writing would kill us.
+exec 9<&- >/dev/null 2>&1
 
 wait "$leader"
 status=$?
-kill -KILL -- "-$leader" 2>/dev/null
-kill -KILL "$watcher" 2>/dev/null
+kill -s KILL -- "-$leader"
+kill -s KILL "$watcher"
 
 # The last processes of the PID namespace may still be dying.
 attempts=0
 while [ -n "$directory" ] && [ -e "$directory" ] && [ "$attempts" -lt 50 ]; do
   if [ "$(id -u)" -ne 0 ]; then
     for tree in "$directory"/mmdebstrap.*; do
-      [ ! -d "$tree" ] || mmdebstrap --unshare-helper rm -rf "$tree" 2>/dev/null
+      [ ! -d "$tree" ] || mmdebstrap --unshare-helper rm -rf "$tree"
     done
   fi
-  rm -rf "$directory" 2>/dev/null
+  rm -rf "$directory"
   [ ! -e "$directory" ] || sleep 0.1
   attempts=$((attempts + 1))
 done

@@ -1,0 +1,30 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { fileName, outOfSpace, parseSimulation } from './apt.ts';
+
+test('what apt would install is read from its simulation', () => {
+  const output = [
+    'Inst libc6 (2.36-9+deb12u14 Debian:12.15/oldstable [amd64]) []',
+    'Inst git (1:2.39.5-0+deb12u3 Debian:12.15/oldstable, Debian-Security:12/oldstable-security [amd64])',
+    'Inst adduser [3.100] (3.134 Debian:12.15/oldstable [all])',
+    'Conf libc6 (2.36-9+deb12u14 Debian:12.15/oldstable [amd64])',
+  ].join('\n');
+  assert.deepEqual(parseSimulation(output), [
+    { name: 'adduser', version: '3.134', architecture: 'all' },
+    { name: 'git', version: '1:2.39.5-0+deb12u3', architecture: 'amd64' },
+    { name: 'libc6', version: '2.36-9+deb12u14', architecture: 'amd64' },
+  ]);
+});
+
+test('file names escape the colon of an epoch, as apt does', () => {
+  assert.equal(
+    fileName({ name: 'git', version: '1:2.39.5-0+deb12u3', architecture: 'amd64' }),
+    'git_1%3a2.39.5-0+deb12u3_amd64.deb',
+  );
+});
+
+test('a full disk is recognised in the output of apt and dpkg', () => {
+  assert.equal(outOfSpace('dpkg: error: failed to write: No space left on device\n')?.code, 'STORE_FULL');
+  assert.equal(outOfSpace("E: You don't have enough free space in /x/.\n")?.code, 'STORE_FULL');
+  assert.equal(outOfSpace('E: Unable to locate package x\n'), undefined);
+});

@@ -1,0 +1,174 @@
+import assert from 'node:assert/strict';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { installRoot } from '../core/install.ts';
+import { SourceText } from '../core/yaml-source.ts';
+import { definitionNames, loadDefinition, parseDefinition } from './definition.ts';
+
+function parse(text: string) {
+  return parseDefinition(new SourceText('a.yml', text));
+}
+
+/** The report of a file that is wrong. */
+function reportOf(text: string): string {
+  try {
+    parse(text);
+  } catch (error) {
+    assert.equal((error as { code?: string }).code, 'IMAGE_DEFINITION_INVALID');
+    return (error as Error).message;
+  }
+  return assert.fail('it parsed');
+}
+
+function withFiles(files: Readonly<Record<string, string>>, body: (directory: string) => void): void {
+  const directory = mkdtempSync(join(tmpdir(), 'ct-definitions-'));
+  try {
+    for (const [name, text] of Object.entries(files)) writeFileSync(join(directory, name), text);
+    body(directory);
+  } finally {
+    rmSync(directory, { recursive: true });
+  }
+}
+
+test('the definitions that come with ct are valid', () => {
+  const directory = join(installRoot, 'images');
+  assert.deepEqual(definitionNames([directory]), ['ct-dev', 'debian-12']);
+  const base = loadDefinition('debian-12', [directory]);
+  const derived = loadDefinition('ct-dev', [directory]);
+  assert.equal(derived.suite, 'bookworm');
+  assert.deepEqual(derived.user, base.user);
+  assert.ok(base.packages.every((name) => derived.packages.includes(name)));
+  assert.ok(derived.packages.includes('clang'));
+});
+
+test('an unknown key is reported with its place and what was probably meant', () => {
+  assert.equal(
+    reportOf('version: 1\nsuite: bookworm\npackage:\n  - git\n'),
+    [
+      'a.yml:3:1: unknown key `package` in an image definition',
+      '  3 | package:',
+      '    | ^^^^^^^',
+      '    = did you mean `packages`?',
+    ].join('\n'),
+  );
+});
+
+test('all problems of a file are reported, in file order', () => {
+  const report = reportOf(
+    [
+      'version: 2',
+      'suite: 12',
+      'packages:',
+      '  - git',
+      '  - "rm -rf /"',
+      '  - git',
+      'user: { name: Root, uid: 0, shell: sh }',
+      'env: { "A B": c }',
+    ].join('\n'),
+  );
+  assert.deepEqual(
+    [...report.matchAll(/^a\.yml:([0-9]+:[0-9]+): (.*)$/gm)].map(
+      ([, place, message]) => `${place} ${message}`,
+    ),
+    [
+      '1:10 expected the number `1`, the only version there is',
+      '2:8 expected the code name of a Debian release, such as `bookworm`',
+      '5:5 expected a package name, optionally with `=version`, found `rm -rf /`',
+      '6:5 `git` is listed twice; first at a.yml:4:5',
+      '7:15 expected a user name: lower case letters, digits and `-`',
+      '7:26 expected a whole number from 1000 to 59999',
+      '7:29 unknown key `shell` in `user`',
+      '8:8 `A B` cannot be the name of an environment variable',
+    ],
+  );
+});
+
+test('a file that is empty or a list is reported', () => {
+  assert.match(reportOf(''), /expected a mapping/);
+  assert.match(reportOf('- git\n'), /expected a mapping/);
+  assert.match(reportOf('version: 1\npackages: git\n'), /expected a list of package names/);
+});
+
+test('`extends` adds packages and variables and replaces suite and user', () => {
+  const files = {
+    'base.yml': 'version: 1\nsuite: bookworm\npackages: [git, curl]\nenv: { A: base, B: base }\n',
+    'own.yml':
+      'version: 1\nextends: base\npackages: [curl, make=4.3-4.1]\nuser: { name: dev, uid: 1234 }\nenv: { A: own }\n',
+  };
+  withFiles(files, (directory) => {
+    const { digest, rootfsDigest, ...rest } = loadDefinition('own', [directory]);
+    assert.deepEqual(rest, {
+      name: 'own',
+      suite: 'bookworm',
+      packages: ['curl', 'git', 'make=4.3-4.1'],
+      user: { name: 'dev', uid: 1234, gid: 1234, home: '/home/dev' },
+      env: { A: 'own', B: 'base', LANG: 'C.UTF-8', PATH: '/usr/local/bin:/usr/bin:/bin' },
+    });
+    assert.match(digest, /^[0-9a-f]{64}$/);
+    assert.notEqual(digest, rootfsDigest);
+  });
+});
+
+test('the digests depend on what is asked for, not on how it is written', () => {
+  const files = {
+    'a.yml': 'version: 1\nsuite: bookworm\npackages: [git, curl]\nenv: { X: 1, Y: 2 }\n',
+    'b.yml':
+      '# the same\nversion: 1\nenv: { Y: "2", X: "1" }\npackages:\n  - curl\n  - git\nsuite: bookworm\n',
+    'c.yml': 'version: 1\nsuite: bookworm\npackages: [git, curl]\nenv: { X: 1, Y: 3 }\n',
+    'd.yml': 'version: 1\nsuite: bookworm\npackages: [git]\nenv: { X: 1, Y: 2 }\n',
+  };
+  withFiles(files, (directory) => {
+    const [a, b, c, d] = ['a', 'b', 'c', 'd'].map((name) => loadDefinition(name, [directory]));
+    assert.equal(a?.digest, b?.digest);
+    assert.notEqual(a?.digest, c?.digest);
+    assert.equal(a?.rootfsDigest, c?.rootfsDigest);
+    assert.notEqual(a?.rootfsDigest, d?.rootfsDigest);
+  });
+});
+
+test('an image that is not defined is IMAGE_NOT_FOUND, with the nearest name', () => {
+  withFiles(
+    { 'debian-12.yml': 'version: 1\nsuite: bookworm\n', 'own.yml': 'version: 1\nextends: absent\n' },
+    (directory) => {
+      assert.throws(() => loadDefinition('debian12', [directory]), {
+        code: 'IMAGE_NOT_FOUND',
+        hint: 'did you mean `debian-12`?',
+      });
+      assert.throws(() => loadDefinition('own', [directory]), {
+        code: 'IMAGE_NOT_FOUND',
+        message: /own extends/,
+      });
+      assert.throws(() => loadDefinition('../debian-12', [join(directory, 'x'), directory]), {
+        code: 'IMAGE_NOT_FOUND',
+      });
+    },
+  );
+});
+
+test('the first directory that has a definition wins', () => {
+  withFiles({ 'a.yml': 'version: 1\nsuite: bookworm\n' }, (second) => {
+    withFiles({ 'a.yml': 'version: 1\nsuite: trixie\n' }, (first) => {
+      assert.equal(loadDefinition('a', [join(first, 'absent'), first, second]).suite, 'trixie');
+    });
+  });
+});
+
+test('images that extend each other are refused', () => {
+  withFiles({ 'a.yml': 'version: 1\nextends: b\n', 'b.yml': 'version: 1\nextends: a\n' }, (directory) => {
+    assert.throws(() => loadDefinition('a', [directory]), {
+      code: 'IMAGE_DEFINITION_INVALID',
+      message: /a → b → a/,
+    });
+  });
+});
+
+test('an image without a suite is refused', () => {
+  withFiles({ 'a.yml': 'version: 1\npackages: [git]\n' }, (directory) => {
+    assert.throws(() => loadDefinition('a', [directory]), {
+      code: 'IMAGE_DEFINITION_INVALID',
+      message: /suite/,
+    });
+  });
+});
