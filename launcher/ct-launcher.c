@@ -11,8 +11,11 @@
  *       --user UID:GID     become that user, without other groups
  *       --jail             see nothing but /usr (read-only), /dev/null, /dev/urandom and /proc/self as /self; no network, no System V objects, a host name of its own. Without root it makes a
  *                          user namespace in which the process is nobody; --user is then refused
- *       --device PATH      let the jail see this device, too
- *       --see DIRECTORY    let the jail see this directory, read-only
+ *       --user-namespace   root's jail, too, is in a user namespace: for a PROGRAM whose files only root may read, which
+ *                          then keeps that user id but has none of its powers; instead of --user
+ *       --device PATH      let the jail see this device, too; may be repeated
+ *       --see PATH         let the jail see this file or directory, read-only; may be repeated
+ *       --data BYTES       PROGRAM's private writable memory (RLIMIT_DATA)
  *   ct-launcher seal FD
  *       forbid any further write to, or resize of, the memfd FD (F_ADD_SEALS, fcntl(2))
  *   ct-launcher send-fd SOCKET FD TEXT
@@ -198,10 +201,13 @@ static void add_library_directory(const char *path)
 	}
 }
 
-static void bind_directory(const char *path)
+static void bind_read_only(const char *path)
 {
 	char inside[PATH_MAX];
+	struct stat status;
 
+	if (stat(path, &status))
+		fail(path);
 	jail_path(inside, sizeof inside, path);
 	for (char *slash = inside + sizeof JAIL_ROOT; (slash = strchr(slash, '/')); slash++) {
 		*slash = '\0';
@@ -209,16 +215,35 @@ static void bind_directory(const char *path)
 			fail(inside);
 		*slash = '/';
 	}
-	if (mkdir(inside, 0755))
-		fail(inside);
+	if (S_ISDIR(status.st_mode)) {
+		if (mkdir(inside, 0755))
+			fail(inside);
+	} else {
+		int fd = open(inside, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0444);
+
+		if (fd < 0)
+			fail(inside);
+		close(fd);
+	}
 	bind_mount(path, inside, MS_RDONLY | MS_NODEV);
 }
 
-static void jail(const char *const *devices, int device_count, const char *directory)
+struct list {
+	const char *items[6];
+	int count;
+};
+
+static void append(struct list *list, const char *item)
+{
+	if (list->count == (int)(sizeof list->items / sizeof *list->items))
+		usage("an option is repeated too often");
+	list->items[list->count++] = item;
+}
+
+static void jail(const struct list *devices, const struct list *seen, int in_user_namespace)
 {
 	static const char *const libraries[] = { "/lib", "/lib64", "/bin", "/sbin" };
 	char self[64];
-	int in_user_namespace = geteuid() != 0;
 
 	if (in_user_namespace)
 		enter_user_namespace();
@@ -237,10 +262,10 @@ static void jail(const char *const *devices, int device_count, const char *direc
 		add_library_directory(libraries[i]);
 	add_device("/dev/null", in_user_namespace);
 	add_device("/dev/urandom", in_user_namespace);
-	for (int i = 0; i < device_count; i++)
-		add_device(devices[i], in_user_namespace);
-	if (directory)
-		bind_directory(directory);
+	for (int i = 0; i < devices->count; i++)
+		add_device(devices->items[i], in_user_namespace);
+	for (int i = 0; i < seen->count; i++)
+		bind_read_only(seen->items[i]);
 	/*
 	 * What /proc knows of this very process, which PROGRAM will be, without the rest. Not just its fd directory: the
 	 * root of a mount keeps the owner it had, and PROGRAM will be another user.
@@ -267,8 +292,9 @@ static void become(const char *argument)
 
 static int run(int argc, char **argv)
 {
-	const char *devices[4], *directory = NULL, *user = NULL;
-	int device_count = 0, jailed = 0;
+	struct list devices = { .count = 0 }, seen = { .count = 0 };
+	const char *user = NULL, *data = NULL;
+	int jailed = 0, in_user_namespace = geteuid() != 0;
 	int at = 0, keep = -1, die_with_parent = 0, hardened = 0;
 	pid_t parent = getppid();
 
@@ -281,6 +307,8 @@ static int run(int argc, char **argv)
 			hardened = 1;
 		} else if (!strcmp(option, "--jail")) {
 			jailed = 1;
+		} else if (!strcmp(option, "--user-namespace")) {
+			in_user_namespace = 1;
 		} else if (at + 1 >= argc) {
 			usage("an option lacks its argument");
 		} else if (!strcmp(option, "--cgroup")) {
@@ -288,9 +316,11 @@ static int run(int argc, char **argv)
 		} else if (!strcmp(option, "--user")) {
 			user = argv[++at];
 		} else if (!strcmp(option, "--see")) {
-			directory = argv[++at];
-		} else if (!strcmp(option, "--device") && device_count < (int)(sizeof devices / sizeof *devices)) {
-			devices[device_count++] = argv[++at];
+			append(&seen, argv[++at]);
+		} else if (!strcmp(option, "--device")) {
+			append(&devices, argv[++at]);
+		} else if (!strcmp(option, "--data")) {
+			data = argv[++at];
 		} else if (!strcmp(option, "--lock")) {
 			hold_lock(argv[++at]);
 		} else if (!strcmp(option, "--memfd")) {
@@ -306,11 +336,18 @@ static int run(int argc, char **argv)
 	if (keep >= 0 && close_range((unsigned int)keep + 1, ~0U, 0))
 		fail("close_range");
 	if (jailed)
-		jail(devices, device_count, directory);
+		jail(&devices, &seen, in_user_namespace);
 	if (user)
 		become(user);
 	if (hardened)
 		harden();
+	if (data) {
+		rlim_t bytes = (rlim_t)number(data, '\0', NULL);
+		struct rlimit limit = { bytes, bytes };
+
+		if (setrlimit(RLIMIT_DATA, &limit))
+			fail("RLIMIT_DATA");
+	}
 	if (die_with_parent) {
 		if (prctl(PR_SET_PDEATHSIG, SIGKILL))
 			fail("PR_SET_PDEATHSIG");
