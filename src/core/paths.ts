@@ -45,7 +45,7 @@ export function openCtHome(ctHome: string): string {
  */
 export async function socketDirectory(ctHome: string): Promise<string> {
   const uid = ownUid();
-  const name = `ct-${uid}-${fnv1a(openCtHome(ctHome))}`;
+  const name = `ct-${uid}-${homeId(ctHome)}`;
   const runtime = [process.env['XDG_RUNTIME_DIR'], `/run/user/${uid}`].filter(
     (path): path is string => path?.startsWith('/') === true && isPrivateDirectory(path, uid),
   );
@@ -56,6 +56,11 @@ export async function socketDirectory(ctHome: string): Promise<string> {
   mkdirSync(directory, { recursive: true, mode: 0o700 });
   requireOwn(directory, lstatSync(directory), GROUP_OR_OTHERS);
   return directory;
+}
+
+/** Names what belongs to `ctHome` outside of it: sockets, cgroups. Creates it if it is absent. */
+export function homeId(ctHome: string): string {
+  return fnv1a(openCtHome(ctHome));
 }
 
 /** FNV-1a, 64 bits: tells a user's own directories apart; node:crypto would cost every command 4 ms. */

@@ -27,8 +27,8 @@ export class Machine {
     this.#vm = vm;
     this.#link = link;
     this.#image = image;
-    void vm.exited.then(({ code, signal }) => {
-      this.#vmExit = signal === null ? `exit code ${code}` : signal;
+    void vm.exited.then(({ code, signal, reason }) => {
+      this.#vmExit = reason ?? (signal === null ? `exit code ${code}` : signal);
     });
   }
 

@@ -25,6 +25,8 @@ export interface BootSource {
 export interface VmExit {
   readonly code: number | null;
   readonly signal: NodeJS.Signals | null;
+  /** What the host did to it, where that is known: `it reached its memory limit …`. */
+  readonly reason?: string;
 }
 
 /** One running VMM process with its guest. Exactly one owner, who calls `destroy`. */

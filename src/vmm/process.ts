@@ -8,6 +8,7 @@ import { dirname } from 'node:path';
 import type { Readable } from 'node:stream';
 import { BoundedTail } from '../core/bounded-tail.ts';
 import { CONSOLE_TAIL_BYTES } from '../protocol/limits.ts';
+import type { Cgroup } from './cgroup.ts';
 import type { VmExit } from './driver.ts';
 
 export interface VmmProcessOptions {
@@ -20,15 +21,17 @@ export interface VmmProcessOptions {
   readonly devices?: readonly string[];
   /** Gives the VMM a new memfd: its descriptor and size. */
   readonly memfd?: { readonly fd: number; readonly bytes: number };
+  /** Taken over: removed when the process is gone. */
+  readonly cgroup?: Cgroup | undefined;
 }
 
-/** User ids for VMMs: far from those of people, services and containers. */
+/** User ids for VMMs and link processes: far from those of people, services and containers. */
 const FIRST_UID = 1_700_000_000;
 const UIDS_PER_DAEMON = 1024;
 let started = 0;
 
-/** A user and group that no other running VMM of this machine has (pid_max is at most 2^22, but 2^16 suffices to differ). */
-function ownUser(): string {
+/** A user and group that no other running VMM or link process of this machine has (pid_max is at most 2^22, but 2^16 suffices to differ). */
+export function ownUser(): string {
   const id = FIRST_UID + (process.pid % 65_536) * UIDS_PER_DAEMON + (started++ % UIDS_PER_DAEMON);
   return `${id}:${id}`;
 }
@@ -39,6 +42,7 @@ export class VmmProcess {
   readonly exited: Promise<VmExit>;
   readonly sockets = new Map<number, Socket>();
   readonly #child: ChildProcess;
+  readonly #gone: Promise<void>;
   readonly #console = new BoundedTail(CONSOLE_TAIL_BYTES);
   readonly #stderr = new BoundedTail(CONSOLE_TAIL_BYTES);
 
@@ -54,6 +58,7 @@ export class VmmProcess {
         'exec',
         '--die-with-parent',
         '--harden',
+        ...cgroupOptions(options.cgroup),
         '--jail',
         ...(process.getuid?.() === 0 ? ['--user', ownUser()] : []),
         ...(options.devices ?? []).flatMap((device) => ['--device', device]),
@@ -83,7 +88,14 @@ export class VmmProcess {
     const outputs = [this.#child.stdout, this.#child.stderr].map((output) =>
       closed(output as Readable | null),
     );
-    this.exited = Promise.all([exited, ...outputs]).then(([exit]) => exit);
+    const { cgroup } = options;
+    this.exited = Promise.all([exited, ...outputs]).then(([exit]) =>
+      cgroup?.hitMemoryLimit()
+        ? { ...exit, reason: `the host's kernel killed it: it reached the ${cgroup.memoryMib} MiB of its VM` }
+        : exit,
+    );
+    this.#gone = this.exited.then(() => cgroup?.remove());
+    this.#gone.catch(() => {}); // `kill` reports it
     for (const [index, fd] of options.fds.entries()) {
       const stream = this.#child.stdio[index + 3] as Socket | undefined;
       if (fd === 'pipe' && stream) this.sockets.set(index + 3, stream);
@@ -104,12 +116,17 @@ export class VmmProcess {
     this.#child.kill('SIGKILL');
   }
 
-  /** Kills the process and waits until it is gone. Idempotent. */
+  /** Kills the process and waits until it and its cgroup are gone. Idempotent. */
   async kill(): Promise<void> {
     this.#child.kill('SIGKILL');
     for (const socket of this.sockets.values()) socket.destroy();
-    await this.exited;
+    await this.#gone;
   }
+}
+
+/** First in the launcher's line: the memory it takes for the VMM counts, too. */
+export function cgroupOptions(cgroup: Cgroup | undefined): string[] {
+  return cgroup?.procs.flatMap((file) => ['--cgroup', file]) ?? [];
 }
 
 function closed(stream: Readable | null): Promise<void> {
