@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { fileName, outOfSpace, parseSimulation } from './apt.ts';
+import { fileName, outOfSpace, parseDigests, parseSimulation } from './apt.ts';
 
 test('what apt would install is read from its simulation', () => {
   const output = [
@@ -27,4 +27,10 @@ test('a full disk is recognised in the output of apt and dpkg', () => {
   assert.equal(outOfSpace('dpkg: error: failed to write: No space left on device\n')?.code, 'STORE_FULL');
   assert.equal(outOfSpace("E: You don't have enough free space in /x/.\n")?.code, 'STORE_FULL');
   assert.equal(outOfSpace('E: Unable to locate package x\n'), undefined);
+});
+
+test('digests of packages are read from apt-cache', () => {
+  const output =
+    'Package: a\nVersion: 1:2-3\nDescription: x\n y\nSHA256: ab12\n\nPackage: b\nVersion: 1\nMD5sum: 00\n\n';
+  assert.deepEqual([...parseDigests(output)], [['a=1:2-3', 'ab12']]);
 });

@@ -4,8 +4,10 @@
  *
  * It decides which packages an image consists of and fetches them, so that mmdebstrap works without a network.
  */
+import { createHash } from 'node:crypto';
 import {
   chmodSync,
+  createReadStream,
   existsSync,
   linkSync,
   mkdirSync,
@@ -18,7 +20,7 @@ import { join } from 'node:path';
 import { CtError } from '../core/errors.ts';
 import { runProgram } from '../core/run-program.ts';
 import { type BuildProgress, downloadProgress } from './progress.ts';
-import type { AptMachine, AptSources } from './sources.ts';
+import { type AptMachine, type AptSources, parseStanzas } from './sources.ts';
 import { PROGRAM_PATH, runSupervised } from './supervised.ts';
 
 export interface Package {
@@ -118,11 +120,18 @@ export class Apt {
     return { base, others: all.filter((entry) => !inBase.has(pin(entry))) };
   }
 
-  /** Fetches what the cache lacks, and puts links to all of it into `into`. Throws IMAGE_BUILD_FAILED. */
+  /** Fetches what the cache lacks or has damaged, and puts links to all of it into `into`. Throws IMAGE_BUILD_FAILED. */
   async fetch(packages: readonly Package[], into: string): Promise<void> {
-    const missing = packages.filter((entry) => !existsSync(join(this.#archives, fileName(entry))));
+    const digests = parseDigests(await this.#query('apt-cache', ['show', ...packages.map(pin)]));
+    const missing: Package[] = [];
+    for (const entry of packages) {
+      if (!(await this.#isCached(entry, digests.get(pin(entry))))) missing.push(entry);
+    }
     if (missing.length > 0) {
-      this.#options.progress({ phase: 'downloading', message: `downloading ${missing.length} packages` });
+      this.#options.progress({
+        phase: 'downloading',
+        message: `downloading ${missing.length} package${missing.length === 1 ? '' : 's'}`,
+      });
       await this.#download(missing);
     }
     for (const entry of packages) {
@@ -132,11 +141,21 @@ export class Apt {
     }
   }
 
+  async #isCached(entry: Package, sha256: string | undefined): Promise<boolean> {
+    const path = join(this.#archives, fileName(entry));
+    if (!existsSync(path)) return false;
+    const hash = createHash('sha256');
+    for await (const chunk of createReadStream(path, { highWaterMark: 1024 * 1024 }))
+      hash.update(chunk as Buffer);
+    return sha256 !== undefined && hash.digest('hex') === sha256;
+  }
+
   /** The kernel package that Debian's cloud kernel of this moment stands for, and where its file is, fetched. */
   async fetchKernel(): Promise<{ readonly package: Package; readonly path: string }> {
     const kernel = await this.kernelPackage();
     const path = join(this.#archives, fileName(kernel));
-    if (!existsSync(path)) {
+    const digests = parseDigests(await this.#query('apt-cache', ['show', pin(kernel)]));
+    if (!(await this.#isCached(kernel, digests.get(pin(kernel))))) {
       this.#options.progress({ phase: 'kernel', message: `downloading ${kernel.name}` });
       await this.#download([kernel]);
     }
@@ -242,6 +261,17 @@ export function parseSimulation(output: string): Package[] {
   return [...lines]
     .map(([, name = '', version = '', architecture = '']) => ({ name, version, architecture }))
     .sort((a, b) => (a.name < b.name ? -1 : 1));
+}
+
+/** `name=version` → SHA-256, of the paragraphs of `apt-cache show`. */
+export function parseDigests(output: string): ReadonlyMap<string, string> {
+  const digests = new Map<string, string>();
+  for (const stanza of parseStanzas(output)) {
+    const [name, version, sha256] = ['package', 'version', 'sha256'].map((field) => stanza.get(field));
+    if (name !== undefined && version !== undefined && sha256 !== undefined)
+      digests.set(`${name}=${version}`, sha256);
+  }
+  return digests;
 }
 
 /** The lines that say what is wrong: `E:`, `W:` and `Err:`. */

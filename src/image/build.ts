@@ -118,6 +118,7 @@ async function build(options: BuildOptions): Promise<BuiltImage> {
     packages: rootfs.packages,
   };
   const { digest } = await store.putImage(manifest, inputsDigest(definition, programs), new Date());
+  await store.collectGarbage(Date.now());
   return { manifest, digest };
 }
 

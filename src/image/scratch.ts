@@ -12,6 +12,7 @@ import {
 import { dirname, join } from 'node:path';
 import { CtError } from '../core/errors.ts';
 import { runProgram } from '../core/run-program.ts';
+import { PROGRAM_PATH } from './supervised.ts';
 
 /** A tree of a large image with its packages, twice: below this, memory is left alone. */
 const MEMORY_BYTES_WANTED = 4 * 1024 ** 3;
@@ -80,7 +81,9 @@ export async function removeTree(path: string): Promise<void> {
     for (const name of readdirSync(path)) {
       await runProgram({
         file: 'mmdebstrap',
-        args: ['--unshare-helper', 'rm', '-rf', '--', join(path, name)],
+        // What is inside; the directory itself lies in one of ours, which that namespace may not change.
+        args: ['--unshare-helper', 'find', join(path, name), '-mindepth', '1', '-delete'],
+        env: { PATH: PROGRAM_PATH },
         maxOutputBytes: 65_536,
         failureCode: 'IMAGE_BUILD_FAILED',
       });

@@ -122,3 +122,40 @@ test('an unreadable record counts as absent, so that the image is made again', a
   assert.equal(await store.find('one'), undefined);
   assert.deepEqual(await store.list(), []);
 });
+
+test('what no image has any more is removed a day after that was noticed, and parts of images stay', async (t) => {
+  const { store, home } = newStore(t);
+  const [old, rootfs, modules] = [
+    await store.putBytes(Buffer.from('old')),
+    await store.putBytes(Buffer.from('rootfs')),
+    await store.putBytes(Buffer.from('modules')),
+  ];
+  const first = await store.putImage(manifestOf('one', old), 'sha256:x', new Date(0));
+  const second = await store.putImage(manifestOf('one', rootfs), 'sha256:y', new Date(0));
+  await store.writePart('kernel-x', { package: { name: 'k' }, recipe: 1, kernel: rootfs, modules });
+  await store.writePart('rootfs-x', { rootfs: old, packages: [] });
+  const blobs = (): number => readdirSync(join(home, 'blobs/sha256')).length;
+  const day = 24 * 3600 * 1000;
+  await store.collectGarbage(1000);
+  assert.equal(blobs(), 5);
+  assert.deepEqual(readdirSync(join(home, 'parts')), ['kernel-x.json']);
+  await store.collectGarbage(1000 + day);
+  assert.equal(blobs(), 5);
+  await store.collectGarbage(1001 + day);
+  assert.equal(blobs(), 3);
+  await store.verifyImage(await store.manifest(second.digest));
+  await store.readBlob(modules);
+  await assert.rejects(store.manifest(first.digest), { code: 'IMAGE_NOT_FOUND' });
+});
+
+test('a blob that an image has again is not removed', async (t) => {
+  const { store } = newStore(t);
+  const [a, b] = [await store.putBytes(Buffer.from('a')), await store.putBytes(Buffer.from('b'))];
+  await store.putImage(manifestOf('one', b), 'sha256:x', new Date(0));
+  await store.collectGarbage(0);
+  await store.putImage(manifestOf('one', a), 'sha256:x', new Date(0));
+  await store.collectGarbage(1);
+  await store.putImage(manifestOf('one', b), 'sha256:x', new Date(0));
+  await store.collectGarbage(48 * 3600 * 1000);
+  await store.checkedBlobPath(a);
+});

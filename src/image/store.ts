@@ -5,6 +5,7 @@
  *     images/<name>.json    which manifest an image's name stands for, and what it was made from
  *     parts/<key>.json      parts that several images share: file systems and kernels, with their figures
  *     checked/<hex>         that a blob had its digest when it last changed
+ *     unused/<hex>          since when no image has had a blob
  *     tmp/                  of the build that is running; nothing in it outlives the next one's start
  *
  * Files appear complete or not at all: written in tmp/, synced, renamed.
@@ -30,6 +31,8 @@ const REBUILD_HINT = '`ct image build --force` makes it again';
 /** A manifest lists some hundred packages. */
 const MAX_MANIFEST_BYTES = 16 * 1024 * 1024;
 const READ_BYTES = 1024 * 1024;
+/** The longest jobs take hours. */
+const UNUSED_KEPT_MS = 24 * 3600 * 1000;
 
 export class ImageStore {
   readonly #home: string;
@@ -149,7 +152,7 @@ export class ImageStore {
 
   /** Makes the directories. The rest of writing is for the one process that holds the build lock. */
   prepare(): void {
-    for (const name of ['blobs/sha256', 'images', 'parts', 'checked', 'tmp']) {
+    for (const name of ['blobs/sha256', 'images', 'parts', 'checked', 'unused', 'tmp']) {
       mkdirSync(join(this.#home, name), { recursive: true, mode: 0o700 });
     }
   }
@@ -220,6 +223,43 @@ export class ImageStore {
   async leftovers(): Promise<readonly string[]> {
     const tmp = join(this.#home, 'tmp');
     return (await readdir(tmp)).map((name) => join(tmp, name));
+  }
+
+  /**
+   * Removes what no image has had for a day: until then, runs that began before may still use it. `now` is in
+   * milliseconds.
+   */
+  async collectGarbage(now: number): Promise<void> {
+    const used = new Set<string>();
+    for (const image of await this.list()) {
+      used.add(hexOf(image.digest));
+      const manifest = await this.manifest(image.digest).catch(() => undefined);
+      if (manifest === undefined) continue;
+      for (const ref of [manifest.rootfs, manifest.kernel, manifest.initramfs]) used.add(hexOf(ref.digest));
+    }
+    for (const file of await readdir(join(this.#home, 'parts'))) {
+      const part = await this.#readJson<Readonly<Record<string, Partial<BlobRef>>>>(join('parts', file));
+      const digests = Object.values(part ?? {}).flatMap(({ digest }) =>
+        digest === undefined ? [] : [hexOf(digest)],
+      );
+      // A part is of use as long as an image has something of it; the rest of it goes with the same.
+      if (digests.some((digest) => used.has(digest))) for (const digest of digests) used.add(digest);
+      else await rm(join(this.#home, 'parts', file), { force: true });
+    }
+    for (const hex of await readdir(join(this.#home, 'blobs/sha256'))) {
+      const mark = join(this.#home, 'unused', hex);
+      if (used.has(hex)) {
+        await rm(mark, { force: true });
+        continue;
+      }
+      const since = Number(await readFile(mark, 'utf8').catch(() => Number.NaN));
+      if (Number.isNaN(since)) await this.#writeAtomically(mark, String(now));
+      else if (now - since > UNUSED_KEPT_MS) {
+        for (const directory of ['blobs/sha256', 'checked', 'unused']) {
+          await rm(join(this.#home, directory, hex), { force: true });
+        }
+      }
+    }
   }
 
   #temporaryPath(): string {

@@ -155,7 +155,13 @@ function listTree(root: string, below = ''): Entry[] {
 
 imageTest('nothing is in the image that its definition did not ask for', () => {
   const root = join(directory, 'tree');
-  run('fsck.erofs', `--extract=${root}`, '--overwrite', blobPath(image.manifest.rootfs.digest));
+  run(
+    'fsck.erofs',
+    `--extract=${root}`,
+    '--overwrite',
+    '--preserve-perms',
+    blobPath(image.manifest.rootfs.digest),
+  );
   const entries = listTree(root);
   const paths = entries.map(({ path }) => path);
   const matching = (pattern: RegExp): string[] => paths.filter((path) => pattern.test(path));
@@ -323,6 +329,21 @@ imageTest('two builds at once give the same bytes again, and only one of them bu
   assert.equal(events.filter(({ phase }) => phase === 'waiting').length, 1);
   assert.equal(events.filter(({ phase }) => phase === 'cleaning').length, 1);
   assert.equal(events.filter(({ phase }) => phase === 'downloading').length, 0, 'packages are fetched once');
+});
+
+imageTest('a damaged package in the cache is fetched again', async () => {
+  events.length = 0;
+  const archives = join(options.ctHome, 'cache/apt/archives');
+  const name = readdirSync(archives).find((file) => file.startsWith('busybox-static_')) ?? assert.fail();
+  const intact = readFileSync(join(archives, name));
+  rmSync(join(archives, name));
+  writeFileSync(
+    join(archives, name),
+    Buffer.concat([intact.subarray(0, 1000), Buffer.alloc(intact.length - 1000)]),
+  );
+  assert.equal((await buildImage({ ...options, force: true })).digest, image.digest);
+  assert.ok(events.some(({ message }) => message === 'downloading 1 package'));
+  assert.deepEqual(readFileSync(join(archives, name)), intact);
 });
 
 imageTest('a package that does not exist is IMAGE_BUILD_FAILED in apt’s words', async () => {

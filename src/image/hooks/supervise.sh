@@ -38,7 +38,7 @@ attempts=0
 while [ -n "$directory" ] && [ -e "$directory" ] && [ "$attempts" -lt 50 ]; do
   if [ "$(id -u)" -ne 0 ]; then
     for tree in "$directory"/mmdebstrap.*; do
-      [ ! -d "$tree" ] || mmdebstrap --unshare-helper rm -rf "$tree"
+      [ ! -d "$tree" ] || mmdebstrap --unshare-helper find "$tree" -mindepth 1 -delete
     done
   fi
   rm -rf "$directory"
