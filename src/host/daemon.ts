@@ -8,11 +8,13 @@ import { mkdir, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { messageOf } from '../core/errors.ts';
 import { ImageStore } from '../image/store.ts';
-import { Capacity, hostCapacity } from './capacity.ts';
+import { Capacity, hostCapacity, VM_OVERHEAD_MIB } from './capacity.ts';
 import { Machines } from './machines.ts';
 import { HostServer } from './server.ts';
 
 const DEFAULT_IDLE_SECONDS = 1800;
+/** Part of the memory for VMs that idle ones may take. */
+const WARM_SHARE = 0.05;
 
 async function main(): Promise<void> {
   const [ctHome, socketPath] = process.argv.slice(2);
@@ -25,7 +27,13 @@ async function main(): Promise<void> {
   for (const name of await readdir(scratchDirectory))
     await rm(join(scratchDirectory, name), { recursive: true });
 
-  const machines = new Machines({ ctHome, images: new ImageStore(ctHome), scratchDirectory });
+  const total = hostCapacity();
+  const machines = new Machines({
+    ctHome,
+    images: new ImageStore(ctHome),
+    scratchDirectory,
+    maxWarm: Math.floor((total.memoryMib * WARM_SHARE) / VM_OVERHEAD_MIB),
+  });
   let idleTimer: NodeJS.Timeout | undefined;
   const whenIdle = (busy: boolean): void => {
     clearTimeout(idleTimer);
@@ -34,7 +42,7 @@ async function main(): Promise<void> {
   const server = new HostServer({
     ctHome,
     machines,
-    capacity: new Capacity(hostCapacity()),
+    capacity: new Capacity(total),
     onActivity: whenIdle,
     onShutdown: () => void leave(),
   });

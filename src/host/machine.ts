@@ -7,7 +7,7 @@ import type { ImageManifest } from '../image/manifest.ts';
 import type { JobRequest, JobResult, RunEvent } from '../protocol/run.ts';
 import type { Vm } from '../vmm/driver.ts';
 import type { Link } from './link.ts';
-import type { LinkCommand, LinkReply } from './link-messages.ts';
+import type { LinkCall, LinkReply } from './link-messages.ts';
 
 /** Emulated hosts under load restore in seconds rather than milliseconds; a lost guest takes no longer than this. */
 const OPEN_TIMEOUT_MS = 30_000;
@@ -15,11 +15,14 @@ const OPEN_TIMEOUT_MS = 30_000;
 const FAREWELL_TIMEOUT_MS = 10_000;
 
 const VM_EXIT_GRACE_MS = 500;
+/** TLS and tokens tolerate a few seconds. */
+const MAX_CLOCK_DRIFT_MS = 2000;
 
 export class Machine {
   readonly #vm: Vm;
   readonly #link: Link;
   readonly #image: ImageManifest;
+  readonly #openedAtOffsetMs = clockOffsetMs();
   #vmExit: string | undefined;
   #destroyed: Promise<number> | undefined;
 
@@ -67,6 +70,16 @@ export class Machine {
       await machine.destroy();
       throw diagnosed;
     }
+  }
+
+  /** Settles when the VMM or the link process has ended. */
+  get ended(): Promise<unknown> {
+    return Promise.race([this.#vm.exited, this.#link.exited]);
+  }
+
+  /** Whether the guest's clock can still be right: it stands still while the host sleeps. */
+  get clockIsRight(): boolean {
+    return Math.abs(clockOffsetMs() - this.#openedAtOffsetMs) < MAX_CLOCK_DRIFT_MS;
   }
 
   get vmPid(): number {
@@ -151,7 +164,7 @@ export class Machine {
     return this.#destroyed;
   }
 
-  async #call(command: LinkCommand, socket?: Socket): Promise<LinkReply> {
+  async #call(command: LinkCall, socket?: Socket): Promise<LinkReply> {
     return this.#link.call(command, socket);
   }
 
@@ -175,4 +188,9 @@ export class Machine {
       this.#vmExit === undefined || failure.message.includes(this.#vmExit) ? '' : ` (VMM: ${this.#vmExit})`;
     return new CtError(code, `${failure.message}${exit}${detail}`, { hint: failure.hint, cause: error });
   }
+}
+
+/** Wall clock against the clock that guests run by; changes when the host sleeps or its clock is set. */
+function clockOffsetMs(): number {
+  return Date.now() - performance.now();
 }

@@ -3,7 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { chmod, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { CtError } from '../core/errors.ts';
+import { CtError, messageOf } from '../core/errors.ts';
 import { launcherPath } from '../core/install.ts';
 import { encodeCpio } from '../image/cpio.ts';
 import type { ImageStore } from '../image/store.ts';
@@ -15,6 +15,7 @@ import { QEMU_PATH, qemuVersion } from '../vmm/qemu/version.ts';
 import { volumeBlocks } from '../vmm/volume.ts';
 import { Link } from './link.ts';
 import { Machine } from './machine.ts';
+import { WarmPool } from './pool.ts';
 
 /** Cold boots take 2 to 3 s under emulation on an idle machine; a hung one is tried once more. */
 const BOOT_TIMEOUT_MS = 45_000;
@@ -22,6 +23,9 @@ const BOOT_TIMEOUT_MS = 45_000;
 const MAX_TEMPLATES = 4;
 /** 256-bit AES-XTS on every accelerator, by measurement: docs/adr/0005-workspace-cipher.md. */
 const VOLUME_CIPHER = '64:aes-xts-plain64';
+
+/** A job's first moments are over by then; the pool fills up behind it. */
+const REFILL_DELAY_MS = 250;
 
 export interface Claim {
   readonly machine: Machine;
@@ -40,6 +44,8 @@ export interface MachinesOptions {
   readonly volumeCipher?: string;
   readonly qemuPath?: string;
   readonly bootTimeoutMs?: number;
+  /** Warm VMs held ready at most; none if absent. */
+  readonly maxWarm?: number;
 }
 
 export class Machines {
@@ -47,10 +53,21 @@ export class Machines {
   readonly #templates = new Map<string, Promise<Template>>();
   #driver: Promise<VmmDriver> | undefined;
   #spareLink: Link | undefined;
+  readonly #pool: WarmPool<MachineShape, Machine> | undefined;
+  #refillTimer: NodeJS.Timeout | undefined;
+  #closed = false;
   #verdict: AcceleratorVerdict | undefined;
 
   constructor(options: MachinesOptions) {
     this.#options = options;
+    if (options.maxWarm !== undefined && options.maxWarm > 0) {
+      this.#pool = new WarmPool({
+        keyOf: shapeKey,
+        fill: (shape) => this.#fill(shape),
+        maxItems: options.maxWarm,
+        onFillError: (error) => process.stderr.write(`ct host: no warm VM: ${messageOf(error)}\n`),
+      });
+    }
   }
 
   /** Undefined until the first VM. */
@@ -62,31 +79,80 @@ export class Machines {
     return this.#templates.size;
   }
 
+  /** Warm VMs that wait for a job. */
+  get warmCount(): number {
+    return this.#pool?.size ?? 0;
+  }
+
   /**
-   * A clean VM of `shape`, restored from its template, which is made first if there is none (`onPreparing`). A template
-   * that does not restore is thrown away and made again once.
+   * A clean VM of `shape`: a warm one if one waits, else restored from its template, which is made first if there is none
+   * (`onPreparing`). A template that does not restore is thrown away and made again once.
    */
   async claim(shape: MachineShape, onPreparing: (what: string) => void): Promise<Claim> {
-    const startedAt = performance.now();
+    let startedAt = performance.now();
     const source = await this.#source(shape);
     const driver = await this.#selectDriver(source, onPreparing);
+    const warm = await this.#takeWarm(shape);
+    if (warm) return { machine: warm, source: 'warm-clone', driver, claimMs: performance.now() - startedAt };
     for (let attempt = 1; ; attempt++) {
-      const template = await this.#template(driver, source, onPreparing);
-      const link = this.#takeLink();
+      const template = await this.#template(driver, source, (what) => {
+        onPreparing(what);
+        startedAt = Number.NaN;
+      });
+      if (Number.isNaN(startedAt)) startedAt = performance.now();
       try {
-        const machine = await Machine.open({
-          link,
-          startVm: () => driver.restore(template, source),
-          image: source.manifest,
-          volumeCipher: this.#volumeCipher,
-        });
-        this.#spareLink ??= new Link();
+        const machine = await this.#restore(driver, source, template);
         return { machine, source: 'clone', driver, claimMs: performance.now() - startedAt };
       } catch (error) {
         await this.#drop(shape);
         if (attempt === 2) throw error;
+      } finally {
+        this.#refillSoon();
       }
     }
+  }
+
+  #restore(driver: VmmDriver, source: BootSource, template: Template): Promise<Machine> {
+    return Machine.open({
+      link: this.#takeLink(),
+      startVm: () => driver.restore(template, source),
+      image: source.manifest,
+      volumeCipher: this.#volumeCipher,
+    });
+  }
+
+  /** A machine for the pool: with its identity and one throw-away process behind it. */
+  async #fill(shape: MachineShape): Promise<Machine> {
+    const source = await this.#source(shape);
+    const driver = await this.#selectDriver(source, () => {});
+    const template = await this.#template(driver, source, () => {});
+    const machine = await this.#restore(driver, source, template);
+    try {
+      await machine.probe();
+      return machine;
+    } catch (error) {
+      await machine.destroy();
+      throw error;
+    }
+  }
+
+  async #takeWarm(shape: MachineShape): Promise<Machine | undefined> {
+    const machine = this.#pool?.take(shape);
+    if (!machine) return undefined;
+    this.#refillSoon();
+    if (machine.clockIsRight) return machine;
+    await machine.destroy(); // the host slept meanwhile, and the guest's clock did not
+    return undefined;
+  }
+
+  /** Not at once: the job that was just served is starting, and should not have to share. */
+  #refillSoon(): void {
+    if (this.#closed) return;
+    clearTimeout(this.#refillTimer);
+    this.#refillTimer = setTimeout(() => {
+      this.#spareLink ??= new Link();
+      this.#pool?.refill();
+    }, REFILL_DELAY_MS);
   }
 
   /** A VM of `shape` that boots from its kernel, for figures and as a way out. */
@@ -105,8 +171,11 @@ export class Machines {
     return { machine, source: 'cold-boot', driver, claimMs: performance.now() - startedAt };
   }
 
-  /** Releases all templates and the spare link process; running VMs are their owners' business. */
+  /** Releases warm VMs, templates and the spare link process; claimed VMs are their owners' business. */
   async close(): Promise<void> {
+    this.#closed = true;
+    clearTimeout(this.#refillTimer);
+    await this.#pool?.close();
     await this.#spareLink?.kill();
     for (const template of [...this.#templates.values()]) {
       await template.then((made) => made.close()).catch(() => {});
@@ -214,6 +283,7 @@ export class Machines {
   }
 
   async #drop(shape: MachineShape): Promise<void> {
+    await this.#pool?.forget(shape);
     const key = shapeKey(shape);
     const template = this.#templates.get(key);
     this.#templates.delete(key);

@@ -65,7 +65,8 @@ export interface JobRequest {
 }
 
 export type Accelerator = 'kvm' | 'tcg';
-export type VmSource = 'clone' | 'cold-boot';
+/** `warm-clone`: it waited for a job, already restored. */
+export type VmSource = 'warm-clone' | 'clone' | 'cold-boot';
 export type JobOutcome = 'success' | 'failure' | 'timeout' | 'cancelled' | 'infrastructure' | 'violation';
 export type StepOutcome = 'success' | 'failure' | 'timeout' | 'cancelled' | 'skipped';
 

@@ -1,7 +1,7 @@
 /** `--progress=plain` and `tty`: step headers, the job's own bytes, and how each step ended. */
 import { EXIT_STATUS } from '../../core/errors.ts';
 import type { JobEnd } from '../../job/schedule.ts';
-import type { RunEvent, StepOutcome } from '../../protocol/run.ts';
+import type { RunEvent, StepOutcome, VmSource } from '../../protocol/run.ts';
 import type { Stream } from '../output.ts';
 import { formatBytes, formatElapsed, formatError, formatHint, oneLine } from './format.ts';
 import { LinePrefixer } from './line-prefixer.ts';
@@ -11,6 +11,12 @@ import type { Terminal } from './terminal.ts';
 
 /** Below this, that the tree was sent is not worth a line. */
 const STAGE_WORTH_A_LINE_MS = 1000;
+/** How a microVM came to be, before "in 0.1 s". */
+const HOW: Readonly<Record<VmSource, string>> = {
+  'warm-clone': 'ready',
+  clone: 'restored from its template',
+  'cold-boot': 'booted',
+};
 
 export class TextRenderer implements Renderer {
   readonly #terminal: Terminal;
@@ -56,7 +62,7 @@ export class TextRenderer implements Renderer {
         this.#line(job, dim(`• ${oneLine(job.phase)}`));
         return;
       case 'claimed': {
-        const how = event.source === 'clone' ? 'restored from its template' : 'booted';
+        const how = HOW[event.source];
         const where = event.accelerator === 'kvm' ? 'KVM' : 'software emulation, not a security boundary';
         this.#line(
           job,
