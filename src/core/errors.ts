@@ -118,6 +118,11 @@ export const ERROR_CODES = {
     http: 500,
     when: 'the link process of the VM exited while the job was running',
   },
+  LINK_STUCK: {
+    kind: 'system',
+    http: 504,
+    when: 'the link process of the VM did not answer, or did not end in the time it was given',
+  },
   STEP_TIMEOUT: { kind: 'timeout', http: 504, when: 'a step ran longer than its timeout' },
   JOB_TIMEOUT: { kind: 'timeout', http: 504, when: 'a job ran longer than its timeout' },
   JOB_FAILED: { kind: 'job', http: 200, when: 'a step of the job failed' },

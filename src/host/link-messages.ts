@@ -7,7 +7,8 @@ import type { Identity } from '../guest/session.ts';
 import type { ImageManifest } from '../image/manifest.ts';
 import type { JobOutcome, JobRequest, JobResult, RunEvent } from '../protocol/run.ts';
 
-export type LinkCommand =
+/** Commands that are answered. */
+export type LinkCall =
   /** With the control channel of a booting VM. Answer: `ready`. */
   | { readonly type: 'await-ready'; readonly timeoutMs: number }
   /** With the control channel of a ready or restoring VM. Answer: `opened`. */
@@ -23,7 +24,12 @@ export type LinkCommand =
       readonly claimed: RunEvent;
       /** Bytes the daemon read from the client's connection and did not use, base64. */
       readonly pending: string;
-    }
+    };
+
+export type LinkCommand =
+  | LinkCall
+  /** Answer: `alive`, at once, whatever else is going on. */
+  | { readonly type: 'heartbeat' }
   /** The VM is gone: tell the client, close its connection, exit. `error` replaces an infrastructure error. */
   | { readonly type: 'destroyed'; readonly durationMs: number; readonly error?: ErrorReport };
 
@@ -31,6 +37,7 @@ export type LinkReply =
   | { readonly type: 'ready' }
   | { readonly type: 'opened'; readonly timings: Readonly<Record<string, number>> }
   | { readonly type: 'probed' }
+  | { readonly type: 'alive' }
   | { readonly type: 'job-done'; readonly result: JobResult }
   | { readonly type: 'failed'; readonly error: ErrorReport };
 
@@ -48,7 +55,7 @@ const OUTCOMES: readonly string[] = [
 export function parseLinkReply(message: unknown): LinkReply {
   if (isObject(message)) {
     const { type } = message;
-    if (type === 'ready' || type === 'probed') return { type };
+    if (type === 'ready' || type === 'probed' || type === 'alive') return { type };
     if (type === 'opened' && isObject(message['timings'])) {
       const timings: Record<string, number> = Object.create(null);
       for (const [key, value] of Object.entries(message['timings']).slice(0, 64)) {

@@ -46,6 +46,9 @@ async function handle(command: LinkCommand, socket: Socket | undefined): Promise
       reply({ type: 'job-done', result });
       return;
     }
+    case 'heartbeat':
+      reply({ type: 'alive' });
+      return;
     case 'destroyed': {
       if (finished) {
         const { client, result } = finished;

@@ -5,47 +5,89 @@ import type { Readable } from 'node:stream';
 import { BoundedTail } from '../core/bounded-tail.ts';
 import { CtError } from '../core/errors.ts';
 import { entryPoint, launcherPath } from '../core/install.ts';
-import { type LinkCommand, type LinkReply, parseLinkReply } from './link-messages.ts';
+import { GuardedChannel } from './guarded-channel.ts';
+import { type LinkCall, type LinkCommand, type LinkReply, parseLinkReply } from './link-messages.ts';
 
 /** Heap of a link process; trees and output stream through it, and hostile peers are bounded by it. */
 const LINK_HEAP_MIB = 96;
+/** A link process that runs answers at once. One that misses all of these in a row is kept busy by its guest. */
+const HEARTBEAT_INTERVAL_MS = 2000;
+const MAX_MISSED_HEARTBEATS = 10;
+/** What a link process may take beyond the time it was given: it keeps that time itself, and says why it ended. */
+const OVERTIME_MS = 30_000;
+/** A probe is a tiny program; an emulated, overloaded guest needs seconds. */
+const PROBE_TIMEOUT_MS = 60_000;
+const MAX_TIMER_MS = 2 ** 31 - 1;
+/** Of a link process's stderr the end is kept; one that says more than this is not ours any more. */
+const MAX_STDERR_BYTES = 1024 * 1024;
+
+/** For tests, which are less patient or play the link process themselves. */
+export interface LinkOptions {
+  readonly program?: string;
+  readonly heartbeatIntervalMs?: number;
+  readonly overtimeMs?: number;
+}
 
 interface Waiting {
+  readonly answer: LinkReply['type'];
   readonly resolve: (reply: LinkReply) => void;
   readonly reject: (error: CtError) => void;
 }
+
+/** What each command is answered with, unless it fails. */
+const ANSWERS = {
+  'await-ready': 'ready',
+  open: 'opened',
+  probe: 'probed',
+  job: 'job-done',
+} as const satisfies Record<LinkCall['type'], LinkReply['type']>;
 
 export class Link {
   readonly pid: number;
   /** Settles when the process has ended; never rejects. */
   readonly exited: Promise<void>;
   readonly #child: ChildProcess;
+  readonly #channel: GuardedChannel | undefined;
+  readonly #options: LinkOptions;
   readonly #stderr = new BoundedTail(8192);
+  #stderrBytes = 0;
   #waiting: Waiting | undefined;
+  #heartbeat: NodeJS.Timeout | undefined;
+  #missedHeartbeats = 0;
+  /** Why we killed it. */
+  #verdict: CtError | undefined;
   #hasExited = false;
 
-  constructor() {
+  constructor(options: LinkOptions = {}) {
+    this.#options = options;
     this.#child = spawn(
       launcherPath,
       [
         ...['exec', '--die-with-parent', '--harden', '--keep', '3', '--'],
         process.execPath,
         ...[`--max-old-space-size=${LINK_HEAP_MIB}`, '--disable-warning=ExperimentalWarning'],
-        entryPoint('host/link-process'),
+        options.program ?? entryPoint('host/link-process'),
       ],
       { stdio: ['ignore', 'ignore', 'pipe', 'ipc'], env: compileCacheEnv(), detached: true },
     );
     this.pid = this.#child.pid ?? -1;
-    (this.#child.stderr as Readable | null)?.on('data', (chunk: Buffer) => this.#stderr.push(chunk));
-    this.#child.on('message', (message) => this.#reply(message));
+    (this.#child.stderr as Readable | null)?.on('data', (chunk: Buffer) => this.#complain(chunk));
+    if (this.#child.pid !== undefined) {
+      this.#channel = new GuardedChannel(this.#child, {
+        onMessage: (message) => this.#receive(message),
+        onViolation: (what) => this.#condemn(new CtError('LINK_DIED', `the link process of the VM: ${what}`)),
+      });
+    }
     this.exited = new Promise((resolve) => {
-      const ended = (): void => {
+      const ended = (detail: string): void => {
+        clearInterval(this.#heartbeat);
         this.#hasExited = true;
+        this.#verdict ??= this.#died(detail);
         this.#settle((waiting) => waiting.reject(this.#died()));
         resolve();
       };
-      this.#child.once('error', ended);
-      this.#child.once('close', ended);
+      this.#child.once('error', (error) => ended(error.message));
+      this.#child.once('close', (code, signal) => ended(signal ?? `exit code ${code}`));
     });
   }
 
@@ -53,16 +95,29 @@ export class Link {
     return !this.#hasExited;
   }
 
-  /** Sends a command and waits for its answer. Throws the error the process reports, or LINK_DIED. */
-  async call(command: LinkCommand, socket?: Socket): Promise<LinkReply> {
-    if (this.#hasExited) throw this.#died();
+  /**
+   * Sends a command and waits for its answer; one at a time. Throws the error the process reports; LINK_DIED; LINK_STUCK
+   * if it does not answer heartbeats, or does not end the command in the time it was given. It is dead after the latter two.
+   */
+  async call(command: LinkCall, socket?: Socket): Promise<LinkReply> {
+    if (this.#hasExited || this.#verdict) throw this.#died();
     const { promise, resolve, reject } = Promise.withResolvers<LinkReply>();
-    this.#waiting = { resolve, reject };
+    this.#waiting = { answer: ANSWERS[command.type], resolve, reject };
+    const patienceMs = Math.min(timeoutOf(command) + (this.#options.overtimeMs ?? OVERTIME_MS), MAX_TIMER_MS);
+    const deadline = setTimeout(() => {
+      const message = `the link process of the VM did not end \`${command.type}\` within ${patienceMs / 1000} s`;
+      this.#condemn(new CtError('LINK_STUCK', message));
+    }, patienceMs);
+    this.#watch();
     this.#send(command, socket);
-    const reply = await promise;
-    if (reply.type === 'failed')
-      throw new CtError(reply.error.code, reply.error.message, { hint: reply.error.hint });
-    return reply;
+    try {
+      const reply = await promise;
+      if (reply.type === 'failed')
+        throw new CtError(reply.error.code, reply.error.message, { hint: reply.error.hint });
+      return reply;
+    } finally {
+      clearTimeout(deadline);
+    }
   }
 
   /** Sends a command that has no answer. */
@@ -79,19 +134,64 @@ export class Link {
     const onError = (error: Error | null): void => {
       if (error) this.#settle((waiting) => waiting.reject(this.#died()));
     };
+    this.#channel?.grant();
     if (socket) this.#child.send(command, socket, { keepOpen: false }, onError);
     else this.#child.send(command, onError);
   }
 
-  #reply(message: unknown): void {
-    this.#settle((waiting) => {
-      try {
-        waiting.resolve(parseLinkReply(message));
-      } catch (error) {
-        waiting.reject(error as CtError);
-        this.#child.kill('SIGKILL');
+  /**
+   * From the first command on, guest bytes may keep the process from ever returning to its event loop (an HPACK bomb
+   * does). Missed beats are counted rather than timed, so that a daemon that was itself held up blames nobody.
+   */
+  #watch(): void {
+    if (this.#heartbeat) return;
+    const intervalMs = this.#options.heartbeatIntervalMs ?? HEARTBEAT_INTERVAL_MS;
+    this.#heartbeat = setInterval(() => {
+      if (this.#hasExited || this.#verdict) return;
+      if (this.#missedHeartbeats >= MAX_MISSED_HEARTBEATS) {
+        const silenceMs = this.#missedHeartbeats * intervalMs;
+        const message = `the link process of the VM did not answer for ${silenceMs / 1000} s; its guest keeps it busy, or this host is overloaded`;
+        this.#condemn(new CtError('LINK_STUCK', message));
+        return;
       }
-    });
+      this.#missedHeartbeats++;
+      this.#send({ type: 'heartbeat' });
+    }, intervalMs).unref();
+  }
+
+  #receive(message: unknown): void {
+    let reply: LinkReply;
+    try {
+      reply = parseLinkReply(message);
+    } catch (error) {
+      this.#condemn(error as CtError);
+      return;
+    }
+    if (reply.type === 'alive') {
+      this.#missedHeartbeats = 0;
+      return;
+    }
+    if (reply.type !== 'failed' && reply.type !== this.#waiting?.answer) {
+      const message = `the link process of the VM said \`${reply.type}\`, which nobody asked`;
+      this.#condemn(new CtError('LINK_DIED', message));
+      return;
+    }
+    this.#settle((waiting) => waiting.resolve(reply));
+  }
+
+  /** It is not ours any more. */
+  #condemn(verdict: CtError): void {
+    this.#verdict ??= verdict;
+    this.#child.kill('SIGKILL');
+    this.#settle((waiting) => waiting.reject(this.#died()));
+  }
+
+  #complain(chunk: Buffer): void {
+    this.#stderr.push(chunk);
+    this.#stderrBytes += chunk.length;
+    if (this.#stderrBytes > MAX_STDERR_BYTES && !this.#verdict) {
+      this.#condemn(new CtError('LINK_DIED', 'the link process of the VM floods its stderr'));
+    }
   }
 
   #settle(how: (waiting: Waiting) => void): void {
@@ -100,9 +200,25 @@ export class Link {
     if (waiting) how(waiting);
   }
 
-  #died(): CtError {
-    const detail = this.#stderr.text().trim();
-    return new CtError('LINK_DIED', `the link process of the VM ended${detail === '' ? '' : `: ${detail}`}`);
+  #died(how?: string): CtError {
+    if (this.#verdict) return this.#verdict;
+    const parts = [how === undefined ? '' : ` (${how})`, this.#stderr.text().trim()];
+    const detail = parts[1] === '' ? parts[0] : `${parts[0]}: ${parts[1]}`;
+    return new CtError('LINK_DIED', `the link process of the VM ended${detail}`);
+  }
+}
+
+/** The time that the process is given for a command; it keeps it itself. */
+function timeoutOf(command: LinkCall): number {
+  switch (command.type) {
+    case 'await-ready':
+      return command.timeoutMs;
+    case 'open':
+      return 2 * command.timeoutMs; // the hello, then the identity
+    case 'probe':
+      return PROBE_TIMEOUT_MS;
+    case 'job':
+      return command.request.timeoutMs;
   }
 }
 
