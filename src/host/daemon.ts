@@ -7,7 +7,9 @@ import { rmSync } from 'node:fs';
 import { mkdir, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { messageOf } from '../core/errors.ts';
+import { homeId } from '../core/paths.ts';
 import { ImageStore } from '../image/store.ts';
+import { CgroupTree } from '../vmm/cgroup.ts';
 import { Capacity, hostCapacity, VM_OVERHEAD_MIB } from './capacity.ts';
 import { Machines } from './machines.ts';
 import { HostServer } from './server.ts';
@@ -56,6 +58,7 @@ async function main(): Promise<void> {
     server.http.close();
     await server.drained();
     await machines.close();
+    await cgroups.close();
     process.exit(0);
   };
   process.on('SIGTERM', () => void leave());

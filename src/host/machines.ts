@@ -8,6 +8,7 @@ import { launcherPath } from '../core/install.ts';
 import { encodeCpio } from '../image/cpio.ts';
 import type { ImageStore } from '../image/store.ts';
 import type { Accelerator, VmSource } from '../protocol/run.ts';
+import type { CgroupTree, ControllerStatus } from '../vmm/cgroup.ts';
 import type { BootSource, MachineShape, Template, VmmDriver } from '../vmm/driver.ts';
 import { type AcceleratorVerdict, KVM_BOOT_DEADLINE_MS, probeAccelerator } from '../vmm/probe.ts';
 import { QemuDriver, tscKhz } from '../vmm/qemu/driver.ts';
@@ -44,6 +45,8 @@ export interface MachinesOptions {
   readonly volumeCipher?: string;
   readonly qemuPath?: string;
   readonly bootTimeoutMs?: number;
+  /** Owned by the caller, who closes it after these machines. */
+  readonly cgroups?: CgroupTree;
   /** Warm VMs held ready at most; none if absent. */
   readonly maxWarm?: number;
 }
@@ -73,6 +76,11 @@ export class Machines {
   /** Undefined until the first VM. */
   get accelerator(): AcceleratorVerdict | undefined {
     return this.#verdict;
+  }
+
+  /** What limits VMs and link processes on this host. */
+  get cgroups(): readonly ControllerStatus[] {
+    return this.#options.cgroups?.controllers ?? [];
   }
 
   get templateCount(): number {
@@ -308,6 +316,7 @@ export class Machines {
         accelerator,
         tscKhz: tscKhz(),
         volumeDirectory: this.#options.scratchDirectory,
+        cgroups: this.#options.cgroups,
       });
     const verdict = await probeAccelerator({
       ctHome: this.#options.ctHome,

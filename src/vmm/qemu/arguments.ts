@@ -19,6 +19,12 @@ export const Fd = {
   initramfs: 10,
 } as const;
 
+/**
+ * Code that the emulator has translated. Left alone it grows to an eighth of the host's memory, up to 1 GiB, which a VM
+ * did not ask for; when it is full, it is thrown away and made again.
+ */
+export const TRANSLATION_CACHE_MIB = 128;
+
 export interface QemuArgumentsOptions {
   readonly accelerator: Accelerator;
   /** `template`: memory is shared with the memfd, to be kept. `clone`: copy-on-write. `once`: private memory. */
@@ -43,7 +49,7 @@ export function qemuArguments(options: QemuArgumentsOptions): string[] {
     ...['-m', `${shape.memoryMib}M`, '-smp', String(shape.cpus)],
     ...(emulated
       ? // The kernel's `rep movsb` is slow in the translator: without ERMS it copies 2 to 4 times as fast.
-        ['-accel', 'tcg,thread=multi', '-cpu', 'max,-erms,-fsrm']
+        ['-accel', `tcg,thread=multi,tb-size=${TRANSLATION_CACHE_MIB}`, '-cpu', 'max,-erms,-fsrm']
       : ['-accel', 'kvm', '-cpu', 'host']),
     ...['-chardev', 'stdio,id=console,signal=off', '-serial', 'chardev:console'],
     ...['-chardev', `socket,id=qmp,fd=${Fd.qmp}`, '-mon', 'chardev=qmp,mode=control'],

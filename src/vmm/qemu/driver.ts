@@ -6,16 +6,23 @@ import { withDeadline } from '../../core/deadline.ts';
 import { CtError } from '../../core/errors.ts';
 import { runProgram } from '../../core/run-program.ts';
 import type { Accelerator } from '../../protocol/run.ts';
+import type { CgroupTree } from '../cgroup.ts';
 import type { BootSource, MachineShape, Template, TemplateVm, Vm, VmExit, VmmDriver } from '../driver.ts';
 import { VmmProcess } from '../process.ts';
 import { createVolume } from '../volume.ts';
-import { Fd, qemuArguments } from './arguments.ts';
+import { Fd, qemuArguments, TRANSLATION_CACHE_MIB } from './arguments.ts';
 import { QmpClient } from './qmp.ts';
 
 const MIB = 1024 * 1024;
 /** Device state of a microvm is about 60 KB; a broken VMM must not fill our memory. */
 const MAX_DEVICE_STATE_BYTES = 16 * MIB;
 const SAVE_TIMEOUT_MS = 30_000;
+/** Main loop and I/O, beside the vCPUs, in CPUs. */
+const VMM_CPUS = 0.1;
+/** QEMU itself, its page tables and what the page cache needs of a volume that is written at full speed. */
+const VMM_MEMORY_MIB = 128;
+/** QEMU's threads: vCPUs, main loop, RCU, and up to 64 for I/O. It may not start processes. */
+const VMM_PIDS = 128;
 /** Guest memory stays where it is (the memfd); only device state travels. */
 const CAPABILITIES = {
   capabilities: [
@@ -32,6 +39,8 @@ export interface QemuDriverOptions {
   readonly tscKhz: number | undefined;
   /** Where volumes get their blocks. */
   readonly volumeDirectory: string;
+  /** Without it nothing but the guest's own size limits a VMM. */
+  readonly cgroups?: CgroupTree | undefined;
 }
 
 export class QemuDriver implements VmmDriver {
@@ -72,7 +81,14 @@ export class QemuDriver implements VmmDriver {
     const volume = own(createVolume(this.#options.volumeDirectory, source.shape.volumeMib));
     const kernel = boots ? own(openSync(source.kernelPath, 'r')) : ('closed' as const);
     const initramfs = boots ? own(openSync(source.initramfsPath, 'r')) : ('closed' as const);
+    const { cpus, memoryMib } = source.shape;
+    const cgroup = this.#options.cgroups?.create('vmm', {
+      cpus: cpus + VMM_CPUS,
+      memoryMib: memoryMib + VMM_MEMORY_MIB + (this.accelerator === 'tcg' ? TRANSLATION_CACHE_MIB : 0),
+      pids: cpus + VMM_PIDS,
+    });
     return new VmmProcess({
+      cgroup,
       launcherPath: this.#options.launcherPath,
       program: this.#options.qemuPath,
       args: qemuArguments({
