@@ -10,7 +10,7 @@ import {
   statSync,
 } from 'node:fs';
 import { dirname, join } from 'node:path';
-import { CtError } from '../core/errors.ts';
+import { CtError, messageOf } from '../core/errors.ts';
 import { runProgram } from '../core/run-program.ts';
 import { PROGRAM_PATH } from './supervised.ts';
 
@@ -51,8 +51,14 @@ export function makeScratch(options: ScratchOptions): string {
       hint: 'set CT_TMPDIR to a directory that every user may enter, on a file system that is not mounted noexec',
     });
   }
-  const directory = mkdtempSync(join(base, `${PREFIX}${options.owner}-`));
-  return directory;
+  try {
+    return mkdtempSync(join(base, `${PREFIX}${options.owner}-`));
+  } catch (error) {
+    throw new CtError('IMAGE_BUILD_FAILED', `no directory can be made in ${base}: ${messageOf(error)}`, {
+      hint: 'CT_TMPDIR names another place for builds',
+      cause: error,
+    });
+  }
 }
 
 /** Removes what builds of `owner` left behind when even their supervisor was killed. Only while no build runs. */
