@@ -29,11 +29,16 @@ async function main(): Promise<void> {
   for (const name of await readdir(scratchDirectory))
     await rm(join(scratchDirectory, name), { recursive: true });
 
+  const cgroups = await CgroupTree.open({ id: homeId(ctHome), recordPath: join(ctHome, 'cgroups.json') });
+  for (const { controller, reason } of cgroups.controllers) {
+    if (reason !== undefined) process.stderr.write(`ct host: no ${controller} limits for VMs: ${reason}\n`);
+  }
   const total = hostCapacity();
   const machines = new Machines({
     ctHome,
     images: new ImageStore(ctHome),
     scratchDirectory,
+    cgroups,
     maxWarm: Math.floor((total.memoryMib * WARM_SHARE) / VM_OVERHEAD_MIB),
   });
   let idleTimer: NodeJS.Timeout | undefined;
