@@ -1,4 +1,6 @@
 /** The daemon's API on its unix socket, as both ends know it. */
+import type { ControllerStatus } from '../vmm/cgroup.ts';
+
 export const API_INFO = '/v1/info';
 export const API_JOBS = '/v1/jobs';
 export const API_SHUTDOWN = '/v1/shutdown';
@@ -16,4 +18,5 @@ export interface HostInfo {
   readonly runningJobs: number;
   readonly waitingJobs: number;
   readonly templates: number;
+  readonly cgroups: readonly ControllerStatus[];
 }

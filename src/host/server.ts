@@ -44,6 +44,7 @@ export class HostServer {
       runningJobs: this.#jobs.size - capacity.waiting,
       waitingJobs: capacity.waiting,
       templates: machines.templateCount,
+      cgroups: machines.cgroups,
     };
   }
 
