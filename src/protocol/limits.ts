@@ -12,6 +12,21 @@ export const MAX_JOB_FILE_BYTES = 1024 * 1024;
 /** A step's script, written into guest memory in one piece. */
 export const MAX_SCRIPT_BYTES = 512 * 1024;
 
+/** Value of one secret: fits one record with its name, and an `env` record of the guest link. User-controlled. */
+export const MAX_SECRET_BYTES = 48 * 1024;
+
+/** All secrets of a job: the forms that are masked take about 30 times as much of the link process's memory. */
+export const MAX_JOB_SECRETS_BYTES = 64 * 1024;
+
+/** Secrets of a job. */
+export const MAX_JOB_SECRETS = 100;
+
+/** Name of a secret. */
+export const MAX_SECRET_NAME_BYTES = 128;
+
+/** A shorter value would hide ordinary output wherever it occurs in it. */
+export const MIN_SECRET_CHARACTERS = 4;
+
 /** Steps of a job; the wire names a step by a 16-bit index. */
 export const MAX_STEPS = 1000;
 
