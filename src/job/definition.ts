@@ -2,10 +2,10 @@
  * The job file, defined once: the types below, the parser (parse.ts), `docs/ct.schema.json` and the reference
  * table of docs/job-file.md all come from this description.
  */
-import { MAX_STEPS } from '../protocol/limits.ts';
+import { MAX_JOB_SECRETS, MAX_SECRET_NAME_BYTES, MAX_STEPS } from '../protocol/limits.ts';
 import type { Template } from './expression.ts';
 import { formatSizeMib } from './quantity.ts';
-import { type KeyRule, list, oneOrMany, record, scalarOr } from './schema/collections.ts';
+import { type KeyRule, list, listOr, oneOrMany, record, scalarOr } from './schema/collections.ts';
 import { object, objectWithRest, optional, required } from './schema/objects.ts';
 import { duration, integer, oneOf, orTemplate, scalarText, size, template, text } from './schema/scalars.ts';
 import type { Infer } from './schema/schema.ts';
@@ -54,6 +54,31 @@ const variableName: KeyRule = {
       : undefined,
 };
 
+const SECRET_PATTERN = `^(?!CT$|CT_(?!HOME$))[A-Za-z_][A-Za-z0-9_]{0,${MAX_SECRET_NAME_BYTES - 1}}$`;
+const secretName = text({
+  expected: 'the name of a secret (letters, digits and `_`, first no digit; `CT_…` is reserved)',
+  typeName: 'secret name',
+  pattern: SECRET_PATTERN,
+  maxLength: MAX_SECRET_NAME_BYTES,
+});
+
+const secrets = listOr(
+  list(secretName, { max: MAX_JOB_SECRETS, expected: 'a list of names of secrets' }),
+  record(
+    { name: '<NAME>', expected: 'the name of a secret', pattern: SECRET_PATTERN },
+    scalarOr(
+      oneOf('env', 'file'),
+      object(
+        {
+          env: required(secretName, 'Variable that holds the value, if not that of the same name.'),
+        },
+        { expected: '`{env: VARIABLE}`' },
+      ),
+    ),
+    { max: MAX_JOB_SECRETS, expected: 'a mapping of names to `env`, `file` or `{env: VARIABLE}`' },
+  ),
+);
+
 const env = record(variableName, template({ expected: 'a string, number or boolean', empty: true }), {
   max: MAX_ENTRIES,
   expected: 'a mapping of variable names to values',
@@ -100,6 +125,7 @@ const step = object(
       advice: 'a step is `- run: COMMAND`',
     }),
     env: optional(env, 'Variables of this step.'),
+    secrets: optional(secrets, 'Secrets that only this step is given, besides those of the job.'),
     'working-directory': optional(workingDirectory, 'Where the script starts, relative to the workspace.', {
       fallback: 'that of `defaults`, else the workspace',
     }),
@@ -149,13 +175,6 @@ const matrix = objectWithRest(
   'Values of one axis; the job runs once for every combination of the axes.',
   { expected: 'a mapping of axis names to lists of values' },
 );
-
-const secretName = text({
-  expected: 'the name of a secret (letters, digits and `_`)',
-  typeName: 'secret name',
-  pattern: VARIABLE_PATTERN,
-  maxLength: 128,
-});
 
 const hostPattern = text({
   expected: 'a host name, optionally with `*.` before it and `:port` after it',
@@ -254,11 +273,8 @@ export const jobSchema = object(
       'What the job does, in order, in one VM.',
     ),
     secrets: optional(
-      list(secretName, { max: 100, expected: 'a list of secret names' }),
-      'Secrets the job is given.',
-      {
-        unsupported: (names) => names.length > 0,
-      },
+      secrets,
+      'Secrets that every step is given: as variables, or by a mapping as files in `/run/ct/secrets`. [secrets.md](secrets.md).',
     ),
     network: optional(network, 'What the job may connect to.', { fallback: '`none`' }),
     cache: optional(cache, 'Directories kept between runs.', { unsupported: (caches) => caches.length > 0 }),
@@ -325,5 +341,6 @@ export interface JobSpec extends Infer<typeof jobSchema> {}
 export interface StepSpec extends Infer<typeof step> {}
 export interface ResourcesSpec extends Infer<typeof resources> {}
 export interface MatrixSpec extends Infer<typeof matrix> {}
+export type SecretsSpec = Infer<typeof secrets>;
 export type EnvSpec = Readonly<Record<string, Template>>;
 export type StepCondition = Infer<typeof condition>;

@@ -103,7 +103,10 @@ function parseReference(
       code: CODE,
       span,
       message: `unknown name \`${scope}\` in an expression; it can be \`matrix\` or \`env\``,
-      hint: didYouMean(scope, SCOPES),
+      hint:
+        scope === 'secrets'
+          ? 'secrets are never part of a text; name them under `secrets`, and the step has them as variables'
+          : didYouMean(scope, SCOPES),
     });
     return undefined;
   }

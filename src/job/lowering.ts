@@ -1,7 +1,7 @@
 /** From one combination of one job to what is sent to a host: expressions evaluated, defaults applied. */
 import type { Problem, SourceSpan } from '../core/source-text.ts';
 import { MAX_JSON_BYTES, MAX_SCRIPT_BYTES } from '../protocol/limits.ts';
-import type { StepRequest } from '../protocol/run.ts';
+import type { StepRequest, StepSecret } from '../protocol/run.ts';
 import {
   DEFAULT_CPUS,
   DEFAULT_DISK_MIB,
@@ -12,6 +12,7 @@ import {
   type EnvSpec,
   type ResourcesSpec,
   resourceSchemas,
+  type SecretsSpec,
   type StepSpec,
 } from './definition.ts';
 import { evaluate, type Scope, type Template } from './expression.ts';
@@ -29,6 +30,7 @@ export class Lowering {
   readonly #report: (problem: Problem) => void;
   readonly #name: string;
   readonly #matrix: Pick<Scope, 'matrix' | 'absentMatrix'>;
+  readonly #secretSpans = new Map<string, SourceSpan>();
   /** Characters of all values so far; the whole request has to fit one message. */
   #size = 0;
 
@@ -87,6 +89,7 @@ export class Lowering {
         job: span,
         ...(imageTemplate === undefined ? {} : { image: locations.of(owner, 'image') }),
         ...resources.spans,
+        ...(this.#secretSpans.size === 0 ? {} : { secrets: this.#secretSpans }),
       },
     };
     const requestBytes = Buffer.byteLength(
@@ -186,6 +189,8 @@ export class Lowering {
       });
       return undefined;
     }
+    const secrets = this.#secrets(step, stepScope.env);
+    if (secrets === undefined) return undefined;
     // The command line wins over the step, too.
     const env = Object.fromEntries(
       Object.entries(own).map(([key, value]) => [key, this.#options.env[key] ?? value]),
@@ -198,7 +203,46 @@ export class Lowering {
       workingDirectory,
       condition: CONDITIONS[step.if ?? 'success()'],
       ...(step.timeout === undefined ? {} : { timeoutMs: step.timeout }),
+      ...(secrets.length === 0 ? {} : { secrets }),
     };
+  }
+
+  /** What the step says of a secret counts more than what the job says. */
+  #secrets(step: StepSpec, env: Readonly<Record<string, string>>): readonly StepSecret[] | undefined {
+    const given = new Map<string, { readonly secret: StepSecret; readonly span: SourceSpan }>();
+    for (const spec of [this.#job.spec.secrets, step.secrets]) {
+      for (const entry of spec === undefined ? [] : this.#namedSecrets(spec)) {
+        given.set(entry.secret.name, entry);
+        if (!this.#secretSpans.has(entry.secret.name)) this.#secretSpans.set(entry.secret.name, entry.span);
+      }
+    }
+    const variables = new Set(Object.keys(env));
+    let failed = false;
+    for (const { secret, span } of given.values()) {
+      if (secret.env === undefined) continue;
+      if (variables.has(secret.env)) {
+        failed = true;
+        this.#report({
+          code: 'JOB_FILE_INVALID',
+          span,
+          message: `the secret \`${secret.name}\` would replace the variable \`${secret.env}\`, which is set already`,
+          hint: 'take it out of `env` (or -e), or give the secret another variable: `{NAME: {env: VARIABLE}}`',
+        });
+      }
+      variables.add(secret.env);
+    }
+    return failed ? undefined : [...given.values()].map(({ secret }) => secret);
+  }
+
+  #namedSecrets(spec: SecretsSpec): { readonly secret: StepSecret; readonly span: SourceSpan }[] {
+    const { locations } = this.#loaded;
+    if (isList(spec)) {
+      return spec.map((name, index) => ({ secret: { name, env: name }, span: locations.of(spec, index) }));
+    }
+    return Object.entries(spec).map(([name, how]) => ({
+      secret: how === 'file' ? { name } : { name, env: how === 'env' ? name : how.env },
+      span: locations.of(spec, name),
+    }));
   }
 
   #workingDirectory(template: Template | undefined, scope: Scope): string | undefined {
@@ -232,6 +276,11 @@ export class Lowering {
 }
 
 const CONDITIONS = { 'success()': 'success', 'failure()': 'failure', 'always()': 'always' } as const;
+
+/** Array.isArray does not narrow readonly arrays. */
+function isList(spec: SecretsSpec): spec is readonly string[] {
+  return Array.isArray(spec);
+}
 
 function isDefined<T>(value: T | undefined): value is T {
   return value !== undefined;

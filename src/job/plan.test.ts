@@ -4,7 +4,15 @@ import { test } from 'node:test';
 import { CtError } from '../core/errors.ts';
 import { SourceText } from '../core/source-text.ts';
 import { loadSources } from './load.ts';
-import { checkCapacity, type Plan, type PlanOptions, planCommand, planJobs, toJobRequest } from './plan.ts';
+import {
+  checkCapacity,
+  type Plan,
+  type PlanOptions,
+  planCommand,
+  planJobs,
+  secretNames,
+  toJobRequest,
+} from './plan.ts';
 
 function plan(text: string, targets: readonly string[] = [], options: Partial<PlanOptions> = {}): Plan {
   return planJobs(loadSources('/p', [new SourceText('ct.yml', `version: 1\n${text}`)]), {
@@ -214,7 +222,6 @@ test('what this version cannot do is NOT_SUPPORTED_YET at its position, all of i
     plan(`jobs:
   a:
     ${STEPS}
-    secrets: [X]
     network: {allow: [example.org]}
     cache: [{key: a, paths: [b]}]
     resources: {gpu: 1}
@@ -224,12 +231,11 @@ test('what this version cannot do is NOT_SUPPORTED_YET at its position, all of i
   );
   assert.equal(error.code, 'NOT_SUPPORTED_YET');
   for (const place of [
-    '5:5: `secrets`',
-    '6:15: `network.allow`',
-    '7:5: `cache`',
-    '8:17: `resources.gpu`',
-    '9:5: `permissions`',
-    '10:5: `services`',
+    '5:15: `network.allow`',
+    '6:5: `cache`',
+    '7:17: `resources.gpu`',
+    '8:5: `permissions`',
+    '9:5: `services`',
   ]) {
     assert.ok(error.message.includes(`ct.yml:${place} is not supported yet`), `${place} in ${error.message}`);
   }
@@ -240,8 +246,43 @@ test('empty forms of what is not supported yet are fine, and so is a job that is
     `secrets: [], network: {allow: []}, cache: [], resources: {gpu: 0}, permissions: {contents: none}, services: {}, ${STEPS}`,
   );
   only(`network: none, permissions: none, ${STEPS}`);
-  assert.deepEqual(names(`jobs: {a: {${STEPS}}, b: {secrets: [X], ${STEPS}}}`, ['a']), ['a']);
+  assert.deepEqual(names(`jobs: {a: {${STEPS}}, b: {cache: [{key: k, paths: [p]}], ${STEPS}}}`, ['a']), [
+    'a',
+  ]);
   assert.equal(errorOf(() => only(STEPS, { defaults: '{resources: {gpu: 1}}' })).code, 'NOT_SUPPORTED_YET');
+});
+
+test('secrets of job and step are lowered to what each step is given, with the place of each name', () => {
+  const job = only(
+    'secrets: [A, B], steps: [{run: one}, {run: two, secrets: {B: file, C: {env: TOKEN}, D: env}}]',
+  );
+  assert.deepEqual(
+    job.steps.map(({ secrets }) => secrets),
+    [
+      [
+        { name: 'A', env: 'A' },
+        { name: 'B', env: 'B' },
+      ],
+      [{ name: 'A', env: 'A' }, { name: 'B' }, { name: 'C', env: 'TOKEN' }, { name: 'D', env: 'D' }],
+    ],
+  );
+  assert.deepEqual(secretNames(job), ['A', 'B', 'C', 'D']);
+  assert.deepEqual([...(job.spans?.secrets?.keys() ?? [])], ['A', 'B', 'C', 'D']);
+  assert.equal(only(STEPS).steps[0]?.secrets, undefined);
+});
+
+test('a secret does not silently replace a variable, nor another secret', () => {
+  for (const body of [
+    `env: {A: x}, secrets: [A], ${STEPS}`,
+    'secrets: [A], steps: [{run: x, env: {A: y}}]',
+    'steps: [{run: x, env: {V: y}, secrets: {A: {env: V}}}]',
+    'secrets: [A], steps: [{run: x, secrets: {B: {env: A}}}]',
+  ]) {
+    const error = errorOf(() => only(body));
+    assert.equal(error.code, 'JOB_FILE_INVALID', body);
+    assert.match(error.message, /would replace the variable/);
+  }
+  only('env: {A: x}, secrets: {A: file}, steps: [{run: x}]');
 });
 
 test('shells: a custom one is split at spaces and keeps the place of the script', () => {

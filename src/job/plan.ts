@@ -24,6 +24,7 @@ import { formatSizeMib } from './quantity.ts';
 import { collectUnsupported } from './schema/objects.ts';
 
 export type { Plan, PlannedJob, PlannedSpans, PlanOptions } from './planned-job.ts';
+export { secretNames } from './planned-job.ts';
 
 /** Jobs of one plan: matrices multiply, and the plan is held in memory. */
 const MAX_PLANNED_JOBS = 2000;
@@ -33,6 +34,8 @@ export interface CommandOptions extends Omit<PlanOptions, 'targets'> {
   readonly stdin?: boolean;
   readonly timeoutMs?: number;
   readonly artifacts?: readonly string[];
+  /** Given to the command as variables. */
+  readonly secrets?: readonly string[];
 }
 
 /**
@@ -89,6 +92,15 @@ export function planJobs(loaded: LoadedJobs, options: PlanOptions): Plan {
 export function planCommand(options: CommandOptions): Plan {
   if (options.argv.length === 0) throw new CtError('USAGE', 'there is no command after `--`');
   const name = shortName(options.argv.join(' '));
+  const secrets = options.secrets ?? [];
+  const env = checkedCommandEnv(options.env);
+  for (const secret of secrets) {
+    if (Object.hasOwn(env, secret)) {
+      throw new CtError('USAGE', `\`${secret}\` is given both by -e and as a secret`, {
+        hint: 'leave one out',
+      });
+    }
+  }
   return {
     jobs: [
       {
@@ -98,7 +110,7 @@ export function planCommand(options: CommandOptions): Plan {
         cpus: options.cpus ?? DEFAULT_CPUS,
         memoryMib: options.memoryMib ?? DEFAULT_MEMORY_MIB,
         diskMib: options.diskMib ?? DEFAULT_DISK_MIB,
-        env: checkedCommandEnv(options.env),
+        env,
         steps: [
           {
             name,
@@ -107,6 +119,9 @@ export function planCommand(options: CommandOptions): Plan {
             workingDirectory: '.',
             condition: 'success',
             ...(options.stdin === undefined ? {} : { stdin: options.stdin }),
+            ...(secrets.length === 0
+              ? {}
+              : { secrets: secrets.map((secret) => ({ name: secret, env: secret })) }),
           },
         ],
         timeoutMs: options.timeoutMs ?? DEFAULT_JOB_TIMEOUT_MS,

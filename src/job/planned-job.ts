@@ -14,6 +14,11 @@ export interface PlanOptions {
   readonly diskMib?: number;
 }
 
+/** Names of the secrets that a job's steps are given, each once. */
+export function secretNames(job: { readonly steps: readonly StepRequest[] }): string[] {
+  return [...new Set(job.steps.flatMap(({ secrets = [] }) => secrets.map(({ name }) => name)))];
+}
+
 /** One job of a plan: one VM. */
 export interface PlannedJob {
   /** Unique in the plan: `build`, `test (node=20, os=debian)`. */
@@ -45,6 +50,8 @@ export interface PlannedSpans {
   readonly cpu?: SourceSpan;
   readonly memory?: SourceSpan;
   readonly disk?: SourceSpan;
+  /** Where a secret is named first. */
+  readonly secrets?: ReadonlyMap<string, SourceSpan>;
 }
 
 export interface Plan {

@@ -1,7 +1,8 @@
 /** Parses a JobRequest once, at the edge of the host daemon. The client is the user's own process, and may be wrong. */
 import { CtError } from '../core/errors.ts';
-import { MAX_SCRIPT_BYTES, MAX_STEPS } from './limits.ts';
-import type { JobRequest, StepRequest } from './run.ts';
+import { MAX_JOB_SECRETS, MAX_SCRIPT_BYTES, MAX_SECRET_NAME_BYTES, MAX_STEPS } from './limits.ts';
+import type { JobRequest, StepRequest, StepSecret } from './run.ts';
+import { SECRET_NAME_PATTERN } from './secret-record.ts';
 
 /** execve(2): one argument or `NAME=value` string is at most 128 KiB with its NUL. */
 const MAX_ARGUMENT_BYTES = 131_071;
@@ -52,7 +53,27 @@ function parseStep(value: unknown, at: string): StepRequest {
       ? {}
       : { timeoutMs: integer(step['timeoutMs'], `${at}.timeoutMs`, 1, 2 ** 31 - 1) }),
     ...(step['stdin'] === undefined ? {} : { stdin: boolean(step['stdin'], `${at}.stdin`) }),
+    ...(step['secrets'] === undefined
+      ? {}
+      : {
+          secrets: list(step['secrets'], `${at}.secrets`, 2 * MAX_JOB_SECRETS).map((secret, i) =>
+            parseStepSecret(secret, `${at}.secrets[${i}]`),
+          ),
+        }),
   };
+}
+
+function parseStepSecret(value: unknown, at: string): StepSecret {
+  const { name, env } = object(value, at);
+  return {
+    name: secretName(name, `${at}.name`),
+    ...(env === undefined ? {} : { env: secretName(env, `${at}.env`) }),
+  };
+}
+
+function secretName(value: unknown, at: string): string {
+  const name = text(value, at, MAX_SECRET_NAME_BYTES);
+  return SECRET_NAME_PATTERN.test(name) ? name : bad(at);
 }
 
 function bad(at: string): never {

@@ -20,6 +20,10 @@ export const ClientRecord = {
   signal: 0x44,
   /** Ends the job: the VM is destroyed at once. */
   cancel: 0x45,
+  /** One secret (secret-record.ts). Only after `claimed`: the daemon, which reads until then, never sees one. */
+  secret: 0x46,
+  /** No more secrets; sent if the request names any. */
+  secretsEnd: 0x47,
 } as const;
 
 /** Records to the client. */
@@ -46,6 +50,14 @@ export interface StepRequest {
   readonly timeoutMs?: number;
   /** The client will send `stdin` records. */
   readonly stdin?: boolean;
+  /** What the step is given; the values come as `secret` records. */
+  readonly secrets?: readonly StepSecret[];
+}
+
+export interface StepSecret {
+  readonly name: string;
+  /** The variable that holds the value; without it the value is a file of that name in SECRET_DIRECTORY. */
+  readonly env?: string;
 }
 
 export interface JobRequest {

@@ -75,6 +75,21 @@ export function scalarOr<A, B>(one: ScalarSchema<A>, other: Schema<B>): Schema<A
   };
 }
 
+/** A list or a mapping. The docs show the keys of the mapping. */
+export function listOr<A, B>(many: Schema<A>, mapping: Schema<B>): Schema<A | B> {
+  const expected = `${many.expected}, or ${mapping.expected}`;
+  return {
+    expected,
+    typeName: `${many.typeName} or ${mapping.typeName}`,
+    children: mapping.children,
+    jsonSchema: () => ({ anyOf: [many.jsonSchema(), mapping.jsonSchema()] }),
+    parse(node, context): A | B | undefined {
+      if (node.kind === 'map') return mapping.parse(node, context);
+      return many.parse(node, context);
+    },
+  };
+}
+
 export interface KeyRule {
   /** Completes "a key here is …". */
   readonly expected: string;
