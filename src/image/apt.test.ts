@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { fileName, outOfSpace, parseDigests, parseSimulation } from './apt.ts';
+import { explainUnknown, fileName, outOfSpace, parseDigests, parseSimulation } from './apt.ts';
 
 test('what apt would install is read from its simulation', () => {
   const output = [
@@ -33,4 +33,19 @@ test('digests of packages are read from apt-cache', () => {
   const output =
     'Package: a\nVersion: 1:2-3\nDescription: x\n y\nSHA256: ab12\n\nPackage: b\nVersion: 1\nMD5sum: 00\n\n';
   assert.deepEqual([...parseDigests(output)], [['a=1:2-3', 'ab12']]);
+});
+
+test('a package or version that does not exist is IMAGE_DEFINITION_INVALID', () => {
+  const explain = (message: string) =>
+    explainUnknown(`apt-get failed: it exited with 100\nE: ${message}`, 'bookworm');
+  assert.equal(explain('Unable to locate package gti')?.message, 'Debian bookworm has no package `gti`');
+  assert.equal(
+    explain("Package 'x' has no installation candidate")?.message,
+    'Debian bookworm has no package `x`',
+  );
+  assert.equal(
+    explain("Version '9' for 'git' was not found")?.message,
+    'Debian bookworm has no package `git=9`',
+  );
+  assert.equal(explain('Unable to correct problems, you have held broken packages.'), undefined);
 });

@@ -17,7 +17,7 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { join } from 'node:path';
-import { CtError } from '../core/errors.ts';
+import { CtError, messageOf } from '../core/errors.ts';
 import { runProgram } from '../core/run-program.ts';
 import { type BuildProgress, downloadProgress } from './progress.ts';
 import { type AptMachine, type AptSources, parseStanzas } from './sources.ts';
@@ -104,7 +104,10 @@ export class Apt {
     });
   }
 
-  /** Throws IMAGE_BUILD_FAILED with apt's words if a package does not exist or does not go with the others. */
+  /**
+   * Throws IMAGE_DEFINITION_INVALID if a package does not exist, IMAGE_BUILD_FAILED with apt's words if packages do not
+   * go together.
+   */
   async resolve(suite: string, packages: readonly string[]): Promise<Resolution> {
     this.#options.progress({ phase: 'resolving', message: `choosing packages from Debian ${suite}` });
     // As mmdebstrap asks for its variant `essential`, so that both find the same.
@@ -115,7 +118,9 @@ export class Apt {
         hint: 'the suite in the image definition and the one in the sources must be the same',
       });
     }
-    const all = await this.#simulate([...base.map(pin), ...packages]);
+    const all = await this.#simulate([...base.map(pin), ...packages]).catch((error) => {
+      throw explainUnknown(messageOf(error), suite) ?? error;
+    });
     const inBase = new Set(base.map(pin));
     return { base, others: all.filter((entry) => !inBase.has(pin(entry))) };
   }
@@ -261,6 +266,22 @@ export function parseSimulation(output: string): Package[] {
   return [...lines]
     .map(([, name = '', version = '', architecture = '']) => ({ name, version, architecture }))
     .sort((a, b) => (a.name < b.name ? -1 : 1));
+}
+
+/** What apt says of names and versions that its lists do not have. */
+export function explainUnknown(message: string, suite: string): CtError | undefined {
+  const unknown = /Unable to locate package (\S+)|Package '?(\S+?)'? has no installation candidate/.exec(
+    message,
+  );
+  const version = /Version '(\S+)' for '(\S+)' was not found/.exec(message);
+  if (unknown === null && version === null) return undefined;
+  const what = version === null ? (unknown?.[1] ?? unknown?.[2]) : `${version[2]}=${version[1]}`;
+  return new CtError('IMAGE_DEFINITION_INVALID', `Debian ${suite} has no package \`${what}\``, {
+    hint:
+      version === null
+        ? 'check its name: the apt sources that images are built from carry Debian itself, not other vendors'
+        : 'Debian keeps only the newest version; name the package without one',
+  });
 }
 
 /** `name=version` → SHA-256, of the paragraphs of `apt-cache show`. */

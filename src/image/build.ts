@@ -4,7 +4,7 @@ import { existsSync, mkdirSync, readFileSync, renameSync } from 'node:fs';
 import { join } from 'node:path';
 import { CtError, toCtError } from '../core/errors.ts';
 import { openCtHome } from '../core/paths.ts';
-import { Apt, type Package } from './apt.ts';
+import { Apt, outOfSpace, type Package } from './apt.ts';
 import { type ImageDefinition, loadDefinition } from './definition.ts';
 import { encodeInitramfs, INITRAMFS_RECIPE } from './initramfs.ts';
 import { unpackKernel } from './kernel.ts';
@@ -67,7 +67,8 @@ export async function buildImage(options: BuildOptions): Promise<BuiltImage> {
     if (options.signal?.aborted && !(error instanceof CtError && error.code === 'CANCELLED')) {
       throw new CtError('CANCELLED', 'the image build was cancelled', { cause: error });
     }
-    throw toCtError(error);
+    // The tools say it in their own words.
+    throw (error instanceof CtError ? outOfSpace(error.message) : undefined) ?? toCtError(error);
   }
 }
 

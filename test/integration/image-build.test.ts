@@ -346,12 +346,26 @@ imageTest('a damaged package in the cache is fetched again', async () => {
   assert.deepEqual(readFileSync(join(archives, name)), intact);
 });
 
-imageTest('a package that does not exist is IMAGE_BUILD_FAILED in apt’s words', async () => {
+imageTest('a package that does not exist is IMAGE_DEFINITION_INVALID, with its name', async () => {
   await assert.rejects(buildImage({ ...options, name: 'wrong' }), {
-    code: 'IMAGE_BUILD_FAILED',
+    code: 'IMAGE_DEFINITION_INVALID',
     message: /no-such-package/,
   });
   assert.deepEqual(leftovers(), []);
+});
+
+test('a build that runs out of space is STORE_FULL, and leaves nothing behind', async (t) => {
+  if (skip !== undefined) return t.skip(skip);
+  if (process.getuid?.() !== 0) return t.skip('only root can mount a small file system');
+  const small = join(directory, 'small');
+  mkdirSync(small);
+  run('mount', '-t', 'tmpfs', '-o', 'size=64m,mode=0700', 'ct-test', small);
+  using cleanup = new DisposableStack();
+  cleanup.defer(() => run('umount', small));
+  await assert.rejects(buildImage({ ...options, force: true, tmpDir: small }), { code: 'STORE_FULL' });
+  assert.deepEqual(readdirSync(small), []);
+  assert.deepEqual(leftovers(), []);
+  assert.deepEqual(await currentImage(options), image, 'the image is as it was');
 });
 
 imageTest('an aborted build is CANCELLED, and leaves no process and no file', async () => {
