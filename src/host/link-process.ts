@@ -1,18 +1,23 @@
 /**
  * Entry of the link process: one per VM, the only process that reads what a guest sends. It knows nothing but its own
- * run, opens no files and starts no programs; when it falls, only that run falls.
+ * run, opens no files but the log of it, and starts no programs; when it falls, only that run falls.
  */
 import type { Socket } from 'node:net';
+import { Readable } from 'node:stream';
 import { CtError, errorReport, messageOf } from '../core/errors.ts';
 import { awaitReady } from '../guest/handshake.ts';
 import { GuestSession } from '../guest/session.ts';
 import { ClientChannel } from '../job/client-channel.ts';
 import { runJob } from '../job/runner.ts';
+import { emptyTree } from '../job/tree-format.ts';
 import { PROBE_PATH } from '../protocol/guest-link.ts';
 import type { JobResult } from '../protocol/run.ts';
+import { LinkJournal } from './link-journal.ts';
 import type { LinkCommand, LinkReply } from './link-messages.ts';
 
 let session: GuestSession | undefined;
+/** The client of the job that is under way. */
+let running: ClientChannel | undefined;
 let finished: { client: ClientChannel; result: JobResult } | undefined;
 
 function reply(message: LinkReply): void {
@@ -34,18 +39,31 @@ async function handle(command: LinkCommand, socket: Socket | undefined): Promise
     case 'probe':
       await probe(required(session), command.user);
       return;
+    case 'warm-up':
+      await warmUp(required(session), command.user);
+      reply({ type: 'probed' });
+      return;
     case 'job': {
-      const client = new ClientChannel(required(socket), Buffer.from(command.pending, 'base64'));
+      const journal = new LinkJournal(command.logDirectory, command.request, reply);
+      const client = new ClientChannel(required(socket), Buffer.from(command.pending, 'base64'), journal);
+      running = client;
       const current = required(session);
       current.watch();
       await client.event(command.claimed);
       const { run, request, image } = command;
       const result = await runJob({ run, request, image, session: current, client });
       current.close();
+      if (journal.failure !== undefined) {
+        const message = `the log of this run is not complete: ${journal.failure}`;
+        await client.event({ type: 'notice', level: 'warning', message });
+      }
       finished = { client, result };
       reply({ type: 'job-done', result });
       return;
     }
+    case 'cancel':
+      running?.cancel(new CtError(command.error.code, command.error.message, { hint: command.error.hint }));
+      return;
     case 'heartbeat':
       reply({ type: 'alive' });
       return;
@@ -60,6 +78,17 @@ async function handle(command: LinkCommand, socket: Socket | undefined): Promise
       process.exit(0);
     }
   }
+}
+
+/**
+ * What every job does is done once, for nothing: the emulator then has translated that code, and the dynamic loader, the C
+ * library and the shell are in the guest's page cache. An image without a shell is as good.
+ */
+async function warmUp(current: GuestSession, user: { uid: number; gid: number }): Promise<void> {
+  const { uid, gid } = user;
+  const common = { env: { PATH: '/usr/bin:/bin' }, cwd: '/', uid, gid, onOutput: () => {} };
+  await current.exec({ ...common, argv: ['/tmp'], builtin: 'tree-in', stdin: Readable.from([emptyTree()]) });
+  await current.exec({ ...common, argv: ['sh', '-c', ':'] });
 }
 
 async function probe(current: GuestSession, user: { uid: number; gid: number }): Promise<void> {

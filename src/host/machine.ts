@@ -1,18 +1,24 @@
 /** One VM with its link process, from claim to teardown. */
 import { randomBytes } from 'node:crypto';
 import type { Socket } from 'node:net';
-import { CtError, type ErrorReport } from '../core/errors.ts';
+import { CtError, type ErrorReport, errorReport } from '../core/errors.ts';
 import type { Identity } from '../guest/session.ts';
 import type { ImageManifest } from '../image/manifest.ts';
+import { resultOf } from '../job/outcome.ts';
 import type { JobRequest, JobResult, RunEvent } from '../protocol/run.ts';
 import type { Vm } from '../vmm/driver.ts';
+import type { Destruction, Removed } from './api.ts';
 import type { Link } from './link.ts';
 import type { LinkCall, LinkReply } from './link-messages.ts';
+import type { LiveRun } from './runs.ts';
 
 /** Emulated hosts under load restore in seconds rather than milliseconds; a lost guest takes no longer than this. */
 const OPEN_TIMEOUT_MS = 30_000;
 /** How long the link process may take to flush the end of a run to its client. */
 const FAREWELL_TIMEOUT_MS = 10_000;
+
+/** How long a job that is to end may take to stop its step and say so; then it is killed. */
+const CANCEL_GRACE_MS = 5000;
 
 const VM_EXIT_GRACE_MS = 500;
 /** TLS and tokens tolerate a few seconds. */
@@ -82,12 +88,21 @@ export class Machine {
     return Math.abs(clockOffsetMs() - this.#openedAtOffsetMs) < MAX_CLOCK_DRIFT_MS;
   }
 
+  get imageName(): string {
+    return this.#image.name;
+  }
+
   get vmPid(): number {
     return this.#vm.pid;
   }
 
   get linkPid(): number {
     return this.#link.pid;
+  }
+
+  /** Runs what every job runs, for nothing, so that the next one finds it warm. */
+  async warmUp(): Promise<void> {
+    await this.#call({ type: 'warm-up', user: this.#image.user });
   }
 
   /** Runs the probe program; settles when its first byte has arrived on the host. */
@@ -97,24 +112,31 @@ export class Machine {
 
   /** Runs a job for the client behind `socket`, which the link process takes over; then destroys the VM. */
   async runJob(options: {
-    readonly run: string;
+    readonly run: LiveRun;
     readonly request: JobRequest;
     readonly claimed: RunEvent;
     readonly socket: Socket;
     readonly pending: Buffer;
-  }): Promise<JobResult> {
+  }): Promise<{ readonly result: JobResult; readonly destruction: Destruction }> {
     const { name, user, env } = this.#image;
+    const { run } = options;
     let result: JobResult;
     let error: ErrorReport | undefined;
+    this.#link.onProgress = (progress) => {
+      if (progress.type === 'state') run.enter(progress.state);
+      else run.step(progress.step, progress);
+    };
+    using _ending = this.#endWith(run.signal);
     try {
       const reply = await this.#call(
         {
           type: 'job',
-          run: options.run,
+          run: run.id,
           request: options.request,
           image: { name, user, env },
           claimed: options.claimed,
           pending: options.pending.toString('base64'),
+          logDirectory: run.logDirectory,
         },
         options.socket,
       );
@@ -132,12 +154,16 @@ export class Machine {
       }
     } catch (cause) {
       const failure = this.#diagnose(cause, 'VMM_DIED');
-      result = {
-        outcome: 'infrastructure',
-        exitCode: failure.exitStatus,
-        error: { code: failure.code, message: failure.message },
-      };
+      // A job that was to end and did not was killed: then this is why, and not that its link process died.
+      result = run.signal.aborted
+        ? resultOf(run.signal.reason as CtError)
+        : {
+            outcome: 'infrastructure',
+            exitCode: failure.exitStatus,
+            error: { code: failure.code, message: failure.message },
+          };
     }
+    run.enter('destroying');
     const durationMs = await this.#destroyVm();
     this.#link.tell(
       error === undefined ? { type: 'destroyed', durationMs } : { type: 'destroyed', durationMs, error },
@@ -145,7 +171,33 @@ export class Machine {
     const timer = setTimeout(() => void this.#link.kill(), FAREWELL_TIMEOUT_MS);
     await this.#link.exited;
     clearTimeout(timer);
-    return result;
+    return { result, destruction: { durationMs, removed: this.#removed() } };
+  }
+
+  /** From now until disposal: ends the job when `signal` says so, first with a word to the link process, then without. */
+  #endWith(signal: AbortSignal): Disposable {
+    let timer: NodeJS.Timeout | undefined;
+    const end = (): void => {
+      this.#link.tell({ type: 'cancel', error: errorReport(signal.reason) });
+      timer = setTimeout(() => void this.#link.kill(), CANCEL_GRACE_MS);
+    };
+    if (signal.aborted) end();
+    else signal.addEventListener('abort', end, { once: true });
+    return {
+      [Symbol.dispose]: () => {
+        signal.removeEventListener('abort', end);
+        clearTimeout(timer);
+      },
+    };
+  }
+
+  /** Legal after the VM was destroyed and the link process has exited: the kernel has said so of both. */
+  #removed(): readonly Removed[] {
+    return [
+      { what: 'vmm', proof: `process ${this.#vm.pid} was reaped (${this.#vmExit ?? 'it had ended'})` },
+      { what: 'volume', proof: 'its file has no name, and the last process that had it open has ended' },
+      { what: 'link', proof: `process ${this.#link.pid} was reaped` },
+    ];
   }
 
   /** Ordered teardown: VMM (its volume goes with it), then link process. Idempotent; returns its duration in ms. */

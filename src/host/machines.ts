@@ -129,14 +129,14 @@ export class Machines {
     });
   }
 
-  /** A machine for the pool: with its identity and one throw-away process behind it. */
+  /** A machine for the pool: with its identity, and what every job does done once. */
   async #fill(shape: MachineShape): Promise<Machine> {
     const source = await this.#source(shape);
     const driver = await this.#selectDriver(source, () => {});
     const template = await this.#template(driver, source, () => {});
     const machine = await this.#restore(driver, source, template);
     try {
-      await machine.probe();
+      await machine.warmUp();
       return machine;
     } catch (error) {
       await machine.destroy();

@@ -47,3 +47,11 @@ export function readHeader(bytes: Buffer): EntryHeader {
     size: bytes.readBigUInt64BE(21),
   };
 }
+
+/** A tree stream without entries. */
+export function emptyTree(): Buffer {
+  const stream = Buffer.alloc(TREE_MAGIC.length + TREE_HEADER_BYTES);
+  TREE_MAGIC.copy(stream);
+  stream[TREE_MAGIC.length] = EntryType.end;
+  return stream;
+}
