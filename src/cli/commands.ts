@@ -117,6 +117,7 @@ export const COMMANDS: readonly CommandSpec[] = [
     options: [
       { name: 'runs', value: 'N', help: 'samples of each figure; 20 if absent' },
       { name: 'image', value: 'IMAGE', help: 'image to boot; debian-12 if absent' },
+      { name: 'vs', value: 'RUNTIME', choices: ['runc'], help: 'time the same program under `runc run`, in turn' },
       JSON_OPTION,
     ],
     examples: [{ command: 'ct bench start --json', what: 'figures for a script' }],

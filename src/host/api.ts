@@ -1,9 +1,20 @@
 /** The daemon's API on its unix socket, as both ends know it. */
+import type { ErrorReport } from '../core/errors.ts';
+import type { Accelerator, JobOutcome, StepOutcome, VmSource } from '../protocol/run.ts';
 import type { ControllerStatus } from '../vmm/cgroup.ts';
+import type { RunState } from './run-state.ts';
 
 export const API_INFO = '/v1/info';
 export const API_JOBS = '/v1/jobs';
 export const API_SHUTDOWN = '/v1/shutdown';
+/**
+ * `GET` lists ({@link RunInfo}, newest first; `?all=1`: those that ended, too). Below it lies every run by any of its
+ * names: `GET /v1/runs/REF` ({@link RunDetail}), `DELETE` (its record and log), `POST /v1/runs/REF/cancel`.
+ * Failures are `{"error": ErrorReport}`.
+ */
+export const API_RUNS = '/v1/runs';
+/** `POST ?keep=N&maxAgeDays=N`: {@link RetentionResult}. */
+export const API_GC = '/v1/gc';
 export const JOB_PROTOCOL = 'ct-job/1';
 
 export interface HostInfo {
@@ -18,5 +29,67 @@ export interface HostInfo {
   readonly runningJobs: number;
   readonly waitingJobs: number;
   readonly templates: number;
+  /** VMs that wait for a job. */
+  readonly warm: number;
   readonly cgroups: readonly ControllerStatus[];
+}
+
+/** One run, as a list shows it. Times are milliseconds since 1970. */
+export interface RunInfo {
+  readonly run: string;
+  readonly job: string;
+  readonly state: RunState;
+  /** The name is known once a VM was claimed. */
+  readonly image: { readonly digest: string; readonly name?: string };
+  readonly shape: { readonly cpus: number; readonly memoryMib: number; readonly diskMib: number };
+  readonly createdAtMs: number;
+  /** When it entered `state`; for a run that ended, when that was. */
+  readonly stateSinceMs: number;
+  /** Absent until it ended, and where nobody was there to see the end: the daemon was killed. */
+  readonly durationMs?: number;
+  readonly outcome?: JobOutcome;
+  readonly exitCode?: number;
+  readonly error?: ErrorReport;
+}
+
+export interface RunStep {
+  readonly name: string;
+  /** `interrupted`: its run ended, and nobody reported how the step did. */
+  readonly state: 'waiting' | 'running' | 'interrupted' | StepOutcome;
+  readonly exitCode?: number;
+  readonly durationMs?: number;
+}
+
+/** Something of a VM that was there and is gone. */
+export interface Removed {
+  readonly what: 'vmm' | 'volume' | 'link';
+  /** How it is known to be gone. */
+  readonly proof: string;
+}
+
+export interface Destruction {
+  /** From the decision until all of `removed` was gone. */
+  readonly durationMs: number;
+  readonly removed: readonly Removed[];
+}
+
+export interface RunDetail extends RunInfo {
+  readonly vm?: {
+    readonly source: VmSource;
+    readonly accelerator: Accelerator;
+    readonly vmm: string;
+    readonly claimMs: number;
+  };
+  readonly steps: readonly RunStep[];
+  /** How long it was in each state that it has left. */
+  readonly statesMs: Readonly<Partial<Record<RunState, number>>>;
+  /** Absent if it never had a VM, and if the daemon was killed: then the VM died with it, unobserved. */
+  readonly destruction?: Destruction;
+  /** Where the log lies (src/job/run-log.ts); its bytes are the guest's, so the daemon does not read them. */
+  readonly logDirectory: string;
+}
+
+export interface RetentionResult {
+  readonly removed: readonly string[];
+  readonly freedBytes: number;
 }

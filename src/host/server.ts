@@ -6,11 +6,14 @@ import { API_INFO, API_JOBS, API_SHUTDOWN, type HostInfo, JOB_PROTOCOL } from '.
 import type { Capacity } from './capacity.ts';
 import { serveJob } from './jobs.ts';
 import type { Machines } from './machines.ts';
+import type { Runs } from './runs.ts';
+import { answerRuns } from './runs-api.ts';
 
 export interface HostServerOptions {
   readonly ctHome: string;
   readonly machines: Machines;
   readonly capacity: Capacity;
+  readonly runs: Runs;
   /** Called whenever the daemon becomes busy or idle. */
   readonly onActivity: (busy: boolean) => void;
   readonly onShutdown: () => void;
@@ -44,6 +47,7 @@ export class HostServer {
       runningJobs: this.#jobs.size - capacity.waiting,
       waitingJobs: capacity.waiting,
       templates: machines.templateCount,
+      warm: machines.warmCount,
       cgroups: machines.cgroups,
     };
   }
@@ -60,7 +64,9 @@ export class HostServer {
         this.#options.onShutdown();
       }
     } else {
-      response.writeHead(404).end();
+      const answer = answerRuns(method ?? '', url ?? '', this.#options.runs);
+      response.writeHead(answer?.status ?? 404, { 'content-type': 'application/json' });
+      response.end(answer && JSON.stringify(answer.body));
     }
   }
 

@@ -35,6 +35,7 @@ export async function run(parsed: ParsedOptions, output: Output): Promise<number
     ctHome,
     shape: { ...SHAPE, image },
     runs,
+    versus: parsed.value('vs') === 'runc' ? 'runc' : undefined,
     signal,
     onProgress: (done, total, what) => say(`${done} of ${total}: ${what}`),
   });
@@ -53,7 +54,11 @@ function readRuns(text: string | undefined): number {
 }
 
 function render(figures: StartFigures): string {
-  const rows: [what: string, unit: string, figure: Distribution][] = [
+  const rows: (readonly [what: string, unit: string, figure: Distribution])[] = [
+    ['warm claim → first instruction', 'ms', figures.warmClaimMs],
+    ...(figures.runcMs ? [['runc run → first instruction', 'ms', figures.runcMs] as const] : []),
+    ['`ct run -- true`', 'ms', figures.cliMs],
+    ['pool ready again', 'ms', figures.refillMs],
     ['cold boot', 'ms', figures.coldBootMs],
     ['restore → first instruction', 'ms', figures.restoreMs],
     ['… until it has its identity', 'ms', figures.claimMs],
@@ -75,5 +80,8 @@ function render(figures: StartFigures): string {
         unit,
       ]),
     ]),
+    ...(figures.warmVsRunc === undefined
+      ? []
+      : [`a warm VM takes ${figures.warmVsRunc} of the time of a container (${figures.runc})\n`]),
   ].join('\n');
 }
