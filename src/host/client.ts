@@ -7,7 +7,7 @@ import type { Socket } from 'node:net';
 import { join } from 'node:path';
 import { PassThrough } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { CtError, messageOf } from '../core/errors.ts';
+import { CtError, type ErrorReport, messageOf } from '../core/errors.ts';
 import { buildId, entryPoint, launcherPath } from '../core/install.ts';
 import { socketDirectory } from '../core/paths.ts';
 import { MAX_JSON_BYTES } from '../protocol/limits.ts';
@@ -19,9 +19,20 @@ import {
   type RunEvent,
   ServerRecord,
 } from '../protocol/run.ts';
-import { API_INFO, API_JOBS, API_SHUTDOWN, type HostInfo, JOB_PROTOCOL } from './api.ts';
+import {
+  API_GC,
+  API_INFO,
+  API_JOBS,
+  API_RUNS,
+  API_SHUTDOWN,
+  type HostInfo,
+  JOB_PROTOCOL,
+  type RetentionResult,
+  type RunDetail,
+  type RunInfo,
+} from './api.ts';
 
-export type { HostInfo } from './api.ts';
+export type { HostInfo, RetentionResult, RunDetail, RunInfo, RunStep } from './api.ts';
 
 /** As an ES module import it would also load fetch and WebSocket, which cost every `ct run` 20 ms. */
 const { request: httpRequest } = process.getBuiltinModule('node:http');
@@ -52,6 +63,19 @@ export interface HostClient {
   shutdown(): Promise<boolean>;
   /** Runs one job to its end. Throws HOST_UNREACHABLE, LINK_DIED, or what `tree`, `stdin` and the callbacks throw. */
   runJob(request: JobRequest, io: JobIo): Promise<JobResult>;
+  /** Newest first. */
+  runs(which: 'all' | 'unended'): Promise<readonly RunInfo[]>;
+  /**
+   * `reference`: `latest`, an id, the name of a job (its latest run), or a beginning or end of an id that only one run
+   * has. These throw RUN_NOT_FOUND or RUN_AMBIGUOUS.
+   */
+  run(reference: string): Promise<RunDetail>;
+  /** Asks for the end of a run; does not wait for it. What has ended stays as it is. */
+  cancelRun(reference: string): Promise<RunDetail>;
+  /** Removes record and log. Throws RUN_NOT_ENDED. */
+  removeRun(reference: string): Promise<RunInfo>;
+  /** Removes ended runs beyond `keep` or older; what is left out has the daemon's value. */
+  retainRuns(limits: { readonly keep?: number; readonly maxAgeDays?: number }): Promise<RetentionResult>;
 }
 
 /** Connects to the daemon of `ctHome`, and starts it if there is none or it is of another build. Throws HOST_UNREACHABLE. */
@@ -168,6 +192,50 @@ class Client implements HostClient {
     } finally {
       socket.destroy();
     }
+  }
+
+  async runs(which: 'all' | 'unended'): Promise<readonly RunInfo[]> {
+    const { runs } = await this.#ask<{ runs: RunInfo[] }>(
+      'GET',
+      `${API_RUNS}${which === 'all' ? '?all=1' : ''}`,
+    );
+    return runs;
+  }
+
+  run(reference: string): Promise<RunDetail> {
+    return this.#ask('GET', `${API_RUNS}/${encodeURIComponent(reference)}`);
+  }
+
+  cancelRun(reference: string): Promise<RunDetail> {
+    return this.#ask('POST', `${API_RUNS}/${encodeURIComponent(reference)}/cancel`);
+  }
+
+  removeRun(reference: string): Promise<RunInfo> {
+    return this.#ask('DELETE', `${API_RUNS}/${encodeURIComponent(reference)}`);
+  }
+
+  retainRuns(limits: { readonly keep?: number; readonly maxAgeDays?: number }): Promise<RetentionResult> {
+    const parameters = new URLSearchParams(
+      Object.entries(limits).map(([name, value]): [string, string] => [name, String(value)]),
+    );
+    return this.#ask('POST', `${API_GC}?${parameters}`);
+  }
+
+  /** Throws the error that the daemon reports, or HOST_PROTOCOL. */
+  async #ask<T>(method: string, path: string): Promise<T> {
+    const { status, body } = await this.#call(method, path);
+    let answer: unknown;
+    try {
+      answer = JSON.parse(body);
+    } catch (error) {
+      throw new CtError('HOST_PROTOCOL', `the host daemon answered ${status}`, {
+        hint: 'it may be of another version; it is replaced when it runs no jobs',
+        cause: error,
+      });
+    }
+    if (status === 200) return answer as T;
+    const { code, message, hint } = (answer as { readonly error: ErrorReport }).error;
+    throw new CtError(code, message, { hint });
   }
 
   async #call(method: string, path: string): Promise<{ status: number; body: string }> {

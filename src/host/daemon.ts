@@ -12,11 +12,15 @@ import { ImageStore } from '../image/store.ts';
 import { CgroupTree } from '../vmm/cgroup.ts';
 import { Capacity, hostCapacity, VM_OVERHEAD_MIB } from './capacity.ts';
 import { Machines } from './machines.ts';
+import { Runs } from './runs.ts';
 import { HostServer } from './server.ts';
 
 const DEFAULT_IDLE_SECONDS = 1800;
 /** Part of the memory for VMs that idle ones may take. */
 const WARM_SHARE = 0.05;
+
+/** Idle for this long, the daemon removes runs that are too old or too many. */
+const RETENTION_DELAY_MS = 3000;
 
 async function main(): Promise<void> {
   const [ctHome, socketPath] = process.argv.slice(2);
@@ -41,15 +45,25 @@ async function main(): Promise<void> {
     cgroups,
     maxWarm: Math.floor((total.memoryMib * WARM_SHARE) / VM_OVERHEAD_MIB),
   });
+  // Under the lock, too: whatever had not ended was interrupted.
+  const runs = new Runs({
+    ctHome,
+    onSetAside: (why) => process.stderr.write(`ct host: the record of runs begins anew: ${why}\n`),
+  });
   let idleTimer: NodeJS.Timeout | undefined;
+  let retentionTimer: NodeJS.Timeout | undefined;
   const whenIdle = (busy: boolean): void => {
     clearTimeout(idleTimer);
-    if (!busy) idleTimer = setTimeout(() => void leave(), idleMs);
+    clearTimeout(retentionTimer);
+    if (busy) return;
+    idleTimer = setTimeout(() => void leave(), idleMs);
+    retentionTimer = setTimeout(() => retain(runs), RETENTION_DELAY_MS);
   };
   const server = new HostServer({
     ctHome,
     machines,
     capacity: new Capacity(total),
+    runs,
     onActivity: whenIdle,
     onShutdown: () => void leave(),
   });
@@ -62,6 +76,7 @@ async function main(): Promise<void> {
     rmSync(socketPath, { force: true });
     server.http.close();
     await server.drained();
+    runs.close();
     await machines.close();
     await cgroups.close();
     process.exit(0);
@@ -78,6 +93,15 @@ async function main(): Promise<void> {
     process.stdout.write('listening\n');
   });
   server.http.on('error', fail);
+}
+
+/** A log that cannot be removed is tried again when the daemon is next idle. */
+function retain(runs: Runs): void {
+  try {
+    runs.retain();
+  } catch (error) {
+    process.stderr.write(`ct host: old runs were not removed: ${messageOf(error)}\n`);
+  }
 }
 
 function fail(error: unknown): void {

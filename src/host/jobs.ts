@@ -1,8 +1,8 @@
 /** One job on one client connection: read the request, wait for capacity, claim, run, destroy. */
-import { randomBytes } from 'node:crypto';
 import type { Socket } from 'node:net';
 import { withDeadline } from '../core/deadline.ts';
-import { CtError, errorReport, toCtError } from '../core/errors.ts';
+import { CtError, toCtError } from '../core/errors.ts';
+import { resultOf } from '../job/outcome.ts';
 import { MAX_JSON_BYTES } from '../protocol/limits.ts';
 import { parseJobRequest } from '../protocol/parse-job-request.ts';
 import { encodeChunked, RecordDecoder } from '../protocol/records.ts';
@@ -15,7 +15,8 @@ import {
 } from '../protocol/run.ts';
 import type { MachineShape } from '../vmm/driver.ts';
 import { type Capacity, VM_OVERHEAD_MIB } from './capacity.ts';
-import type { Machines } from './machines.ts';
+import type { Claim, Machines } from './machines.ts';
+import type { LiveRun, Runs } from './runs.ts';
 
 const REQUEST_TIMEOUT_MS = 30_000;
 /** Guest memory comes in classes, so that few templates serve many jobs. */
@@ -25,53 +26,77 @@ const MEMORY_STEP_MIB = 8192;
 export interface JobsOptions {
   readonly machines: Machines;
   readonly capacity: Capacity;
+  readonly runs: Runs;
 }
 
 /** Serves one job; never rejects. Returns when nothing of its VM is left. */
-export async function serveJob(socket: Socket, options: JobsOptions): Promise<JobResult | undefined> {
+export async function serveJob(socket: Socket, options: JobsOptions): Promise<void> {
   const connection = new JobConnection(socket);
+  let run: LiveRun | undefined;
   try {
     const request = await withDeadline(
       connection.request,
       REQUEST_TIMEOUT_MS,
       () => new CtError('HOST_PROTOCOL', 'the client did not send its request in time'),
     );
-    return await runAdmitted(connection, request, options);
+    run = options.runs.begin(request);
+    await runAdmitted(connection, run, request, options);
   } catch (error) {
-    const failure = toCtError(error);
-    const outcome = failure.kind === 'cancelled' ? 'cancelled' : 'infrastructure';
-    const result: JobResult = { outcome, exitCode: failure.exitStatus, error: errorReport(failure) };
+    const result = resultOf(toCtError(error));
+    run?.end(result);
     connection.finish(result);
-    return result;
   }
 }
 
 async function runAdmitted(
   connection: JobConnection,
+  run: LiveRun,
   request: JobRequest,
   { machines, capacity }: JobsOptions,
-): Promise<JobResult> {
-  const run = newRunId();
-  connection.event({ type: 'queued', run });
+): Promise<void> {
+  connection.event({ type: 'queued', run: run.id });
+  const signal = AbortSignal.any([connection.signal, run.signal]);
   const shape = shapeOf(request);
   const amount = { cpus: shape.cpus, memoryMib: shape.memoryMib + VM_OVERHEAD_MIB };
-  using _taken = await capacity.take(amount, connection.signal, () => {
-    connection.event({ type: 'queued', run, reason: 'other jobs use the cpu or memory it needs' });
+  using _taken = await capacity.take(amount, signal, () => {
+    connection.event({ type: 'queued', run: run.id, reason: 'other jobs use the cpu or memory it needs' });
   });
-  const claim = await machines.claim(shape, (what) => connection.event({ type: 'preparing', what }));
-  if (connection.signal.aborted) {
-    await claim.machine.destroy();
-    throw connection.signal.reason;
+  run.enter('claiming');
+  const claiming = machines.claim(shape, (what) => connection.event({ type: 'preparing', what }));
+  const claim = await unlessAborted(claiming, signal);
+  if (!claim) {
+    // Whoever waits hears of it now; the VM is on its way, and its capacity is taken until it is gone again.
+    const result = resultOf(toCtError(signal.reason));
+    run.end(result);
+    connection.finish(result);
+    await claiming.then(({ machine }) => machine.destroy()).catch(() => {});
+    return;
   }
-  const claimed: RunEvent = {
-    type: 'claimed',
+  const vm = {
     source: claim.source,
     accelerator: claim.driver.accelerator,
     vmm: `${claim.driver.name} ${claim.driver.version}`,
     claimMs: claim.claimMs,
   };
+  run.claimed(vm, claim.machine.imageName);
+  const claimed: RunEvent = { type: 'claimed', ...vm };
   const { socket, pending } = connection.release();
-  return await claim.machine.runJob({ run, request, claimed, socket, pending });
+  const { result, destruction } = await claim.machine.runJob({ run, request, claimed, socket, pending });
+  run.end(result, destruction);
+}
+
+/** What was claimed, or undefined as soon as the signal is aborted. Rejects if the claim fails before that. */
+async function unlessAborted(claiming: Promise<Claim>, signal: AbortSignal): Promise<Claim | undefined> {
+  if (signal.aborted) return undefined;
+  const { promise, resolve } = Promise.withResolvers<undefined>();
+  const onAbort = (): void => resolve(undefined);
+  signal.addEventListener('abort', onAbort, { once: true });
+  try {
+    const claim = await Promise.race([claiming, promise]);
+    return signal.aborted ? undefined : claim;
+  } finally {
+    signal.removeEventListener('abort', onAbort);
+  }
 }
 
 function shapeOf(request: JobRequest): MachineShape {
@@ -79,19 +104,6 @@ function shapeOf(request: JobRequest): MachineShape {
     MEMORY_CLASSES_MIB.find((size) => size >= request.memoryMib) ??
     Math.ceil(request.memoryMib / MEMORY_STEP_MIB) * MEMORY_STEP_MIB;
   return { image: request.image, cpus: request.cpus, memoryMib, volumeMib: request.diskMib };
-}
-
-/** 50 bits of time and chance as 10 lower-case characters without look-alikes; sorts by time within one second. */
-function newRunId(): string {
-  const alphabet = '0123456789abcdefghjkmnpqrstvwxyz';
-  let value =
-    (BigInt(Math.floor(Date.now() / 1000)) << 20n) | BigInt(randomBytes(3).readUIntBE(0, 3) & 0xfffff);
-  let id = '';
-  for (let i = 0; i < 10; i++) {
-    id = alphabet[Number(value & 31n)] + id;
-    value >>= 5n;
-  }
-  return id;
 }
 
 /** The daemon's hold on a client connection, until the link process of the claimed VM takes it over. */

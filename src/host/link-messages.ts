@@ -5,7 +5,9 @@
 import { CtError, ERROR_CODES, type ErrorCode, type ErrorReport } from '../core/errors.ts';
 import type { Identity } from '../guest/session.ts';
 import type { ImageManifest } from '../image/manifest.ts';
-import type { JobOutcome, JobRequest, JobResult, RunEvent } from '../protocol/run.ts';
+import { MAX_STEPS } from '../protocol/limits.ts';
+import type { JobOutcome, JobRequest, JobResult, RunEvent, StepOutcome } from '../protocol/run.ts';
+import { LINK_STATES, type LinkState } from './run-state.ts';
 
 /** Commands that are answered. */
 export type LinkCall =
@@ -15,6 +17,8 @@ export type LinkCall =
   | { readonly type: 'open'; readonly identity: Identity; readonly timeoutMs: number }
   /** Runs the probe program once. Answer: `probed`, when its first byte has arrived. */
   | { readonly type: 'probe'; readonly user: ImageManifest['user'] }
+  /** Runs what every job runs, for nothing. Answer: `probed`. */
+  | { readonly type: 'warm-up'; readonly user: ImageManifest['user'] }
   /** With the connection of a client. Answer: `job-done`. */
   | {
       readonly type: 'job';
@@ -24,20 +28,36 @@ export type LinkCall =
       readonly claimed: RunEvent;
       /** Bytes the daemon read from the client's connection and did not use, base64. */
       readonly pending: string;
+      /** The only place where the process may create files: the log of the run (src/job/run-log.ts). */
+      readonly logDirectory: string;
     };
 
 export type LinkCommand =
   | LinkCall
   /** Answer: `alive`, at once, whatever else is going on. */
   | { readonly type: 'heartbeat' }
+  /** Ends the job that runs; its result carries `error`. */
+  | { readonly type: 'cancel'; readonly error: ErrorReport }
   /** The VM is gone: tell the client, close its connection, exit. `error` replaces an infrastructure error. */
   | { readonly type: 'destroyed'; readonly durationMs: number; readonly error?: ErrorReport };
+
+/** Said unasked while a `job` is under way. */
+export type LinkProgress =
+  | { readonly type: 'state'; readonly state: LinkState }
+  | {
+      readonly type: 'step';
+      readonly step: number;
+      readonly state: 'running' | StepOutcome;
+      readonly exitCode?: number;
+      readonly durationMs?: number;
+    };
 
 export type LinkReply =
   | { readonly type: 'ready' }
   | { readonly type: 'opened'; readonly timings: Readonly<Record<string, number>> }
   | { readonly type: 'probed' }
   | { readonly type: 'alive' }
+  | LinkProgress
   | { readonly type: 'job-done'; readonly result: JobResult }
   | { readonly type: 'failed'; readonly error: ErrorReport };
 
@@ -50,6 +70,15 @@ const OUTCOMES: readonly string[] = [
   'infrastructure',
   'violation',
 ] satisfies JobOutcome[];
+
+const STEP_STATES: readonly unknown[] = [
+  'running',
+  'success',
+  'failure',
+  'timeout',
+  'cancelled',
+  'skipped',
+] satisfies ('running' | StepOutcome)[];
 
 /** Throws LINK_DIED, since a link process that says something else is not ours any more. */
 export function parseLinkReply(message: unknown): LinkReply {
@@ -64,6 +93,13 @@ export function parseLinkReply(message: unknown): LinkReply {
       return { type, timings };
     }
     if (type === 'failed') return { type, error: parseError(message['error']) };
+    if (type === 'state' && LINK_STATES.includes(message['state'] as LinkState)) {
+      return { type, state: message['state'] as LinkState };
+    }
+    if (type === 'step') {
+      const progress = parseStepProgress(message);
+      if (progress) return progress;
+    }
     if (type === 'job-done' && isObject(message['result'])) {
       const { outcome, exitCode, error } = message['result'];
       if (typeof outcome === 'string' && OUTCOMES.includes(outcome) && Number.isInteger(exitCode)) {
@@ -73,6 +109,25 @@ export function parseLinkReply(message: unknown): LinkReply {
     }
   }
   throw new CtError('LINK_DIED', 'the link process of the VM sent something malformed');
+}
+
+function parseStepProgress(message: Record<string, unknown>): LinkProgress | undefined {
+  const { step, state, exitCode, durationMs } = message;
+  const isStep = Number.isInteger(step) && (step as number) >= 0 && (step as number) < MAX_STEPS;
+  if (!isStep || !STEP_STATES.includes(state)) return undefined;
+  if (exitCode !== undefined && (!Number.isInteger(exitCode) || Math.abs(exitCode as number) > 0xffff)) {
+    return undefined;
+  }
+  if (durationMs !== undefined && !(Number.isFinite(durationMs) && (durationMs as number) >= 0)) {
+    return undefined;
+  }
+  return {
+    type: 'step',
+    step: step as number,
+    state: state as 'running' | StepOutcome,
+    ...(exitCode === undefined ? {} : { exitCode: exitCode as number }),
+    ...(durationMs === undefined ? {} : { durationMs: durationMs as number }),
+  };
 }
 
 function parseError(value: unknown): ErrorReport {

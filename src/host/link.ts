@@ -5,8 +5,16 @@ import type { Readable } from 'node:stream';
 import { BoundedTail } from '../core/bounded-tail.ts';
 import { CtError } from '../core/errors.ts';
 import { entryPoint, launcherPath } from '../core/install.ts';
+import { MAX_STEPS } from '../protocol/limits.ts';
 import { GuardedChannel } from './guarded-channel.ts';
-import { type LinkCall, type LinkCommand, type LinkReply, parseLinkReply } from './link-messages.ts';
+import {
+  type LinkCall,
+  type LinkCommand,
+  type LinkProgress,
+  type LinkReply,
+  parseLinkReply,
+} from './link-messages.ts';
+import { LINK_STATES } from './run-state.ts';
 
 /** Heap of a link process; trees and output stream through it, and hostile peers are bounded by it. */
 const LINK_HEAP_MIB = 96;
@@ -34,11 +42,15 @@ interface Waiting {
   readonly reject: (error: CtError) => void;
 }
 
+/** Begin and end of every step, and the states. */
+const MAX_PROGRESS = 2 * MAX_STEPS + LINK_STATES.length;
+
 /** What each command is answered with, unless it fails. */
 const ANSWERS = {
   'await-ready': 'ready',
   open: 'opened',
   probe: 'probed',
+  'warm-up': 'probed',
   job: 'job-done',
 } as const satisfies Record<LinkCall['type'], LinkReply['type']>;
 
@@ -52,6 +64,8 @@ export class Link {
   readonly #stderr = new BoundedTail(8192);
   #stderrBytes = 0;
   #waiting: Waiting | undefined;
+  #onProgress: (progress: LinkProgress) => void = () => {};
+  #progressLeft = MAX_PROGRESS;
   #heartbeat: NodeJS.Timeout | undefined;
   #missedHeartbeats = 0;
   /** Why we killed it. */
@@ -120,6 +134,11 @@ export class Link {
     }
   }
 
+  /** Who is told how the job goes; nobody at first. */
+  set onProgress(handler: (progress: LinkProgress) => void) {
+    this.#onProgress = handler;
+  }
+
   /** Sends a command that has no answer. */
   tell(command: LinkCommand): void {
     if (!this.#hasExited) this.#send(command);
@@ -171,12 +190,27 @@ export class Link {
       this.#missedHeartbeats = 0;
       return;
     }
+    if (reply.type === 'state' || reply.type === 'step') {
+      this.#progress(reply);
+      return;
+    }
     if (reply.type !== 'failed' && reply.type !== this.#waiting?.answer) {
       const message = `the link process of the VM said \`${reply.type}\`, which nobody asked`;
       this.#condemn(new CtError('LINK_DIED', message));
       return;
     }
     this.#settle((waiting) => waiting.resolve(reply));
+  }
+
+  /** Only while a job is under way: a step starts and ends once, and each is written to a disk. */
+  #progress(progress: LinkProgress): void {
+    if (this.#waiting?.answer === 'job-done' && this.#progressLeft > 0) {
+      this.#progressLeft--;
+      this.#onProgress(progress);
+      return;
+    }
+    const message = 'the link process of the VM tells more of its job than there is to tell';
+    this.#condemn(new CtError('LINK_DIED', message));
   }
 
   /** It is not ours any more. */
@@ -216,6 +250,7 @@ function timeoutOf(command: LinkCall): number {
     case 'open':
       return 2 * command.timeoutMs; // the hello, then the identity
     case 'probe':
+    case 'warm-up':
       return PROBE_TIMEOUT_MS;
     case 'job':
       return command.request.timeoutMs;

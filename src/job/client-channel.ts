@@ -5,22 +5,38 @@
 import type { Socket } from 'node:net';
 import { CtError } from '../core/errors.ts';
 import { encodeChunked, encodeRecord, RecordDecoder } from '../protocol/records.ts';
-import { ClientRecord, type RunEvent, ServerRecord } from '../protocol/run.ts';
+import { ClientRecord, type JobResult, type RunEvent, ServerRecord } from '../protocol/run.ts';
+import type { OutputMask } from './output-mask.ts';
+import { SecretIntake } from './secret-intake.ts';
 
 /** A client that stopped reading and sends on is paused; this much waits in memory. */
 const MAX_QUEUED_BYTES = 1024 * 1024;
 
+/** Of one record, behind the index of the step. Masking gives out what it held back in one piece, however large. */
+const MAX_OUTPUT_BYTES = 32_768;
+
+/** Who else hears what the client is told, before the client does and whether or not it is still there. */
+export interface Journal {
+  event(event: RunEvent): void;
+  output(stream: 'stdout' | 'stderr', step: number, bytes: Buffer): void;
+}
+
 export class ClientChannel {
   readonly #socket: Socket;
+  readonly #journal: Journal | undefined;
   readonly #tree: ByteQueue;
   readonly #stdin: ByteQueue;
+  readonly #secrets = new SecretIntake();
+  /** Every output and event passes through it before anybody else sees it. */
+  #mask: OutputMask | undefined;
   readonly #cancelled = Promise.withResolvers<CtError>();
   #onSignal: (signal: number) => void = () => {};
   #gone = false;
 
   /** `pending`: bytes that were read from the socket before this side got it. */
-  constructor(socket: Socket, pending: Buffer) {
+  constructor(socket: Socket, pending: Buffer, journal?: Journal) {
     this.#socket = socket;
+    this.#journal = journal;
     const flow = (): void => {
       if (this.#tree.bytes + this.#stdin.bytes < MAX_QUEUED_BYTES) socket.resume();
       else socket.pause();
@@ -59,22 +75,53 @@ export class ClientChannel {
     return this.#stdin;
   }
 
+  get secrets(): SecretIntake {
+    return this.#secrets;
+  }
+
+  /** From now on what goes out is masked. */
+  maskWith(create: (emit: OutputMask['output']) => OutputMask): void {
+    this.#mask = create((stream, step, bytes) => this.#output(stream, step, bytes));
+  }
+
+  /** To be called when a step has written its last byte: masking may hold some back. */
+  async endOutput(): Promise<void> {
+    await this.#mask?.endStep();
+  }
+
+  masked(result: JobResult): JobResult {
+    return this.#mask?.result(result) ?? result;
+  }
+
   set onSignal(handler: (signal: number) => void) {
     this.#onSignal = handler;
   }
 
-  event(event: RunEvent): Promise<void> {
+  /** Ends the job from this side, for the reason given. */
+  cancel(reason: CtError): void {
+    this.#cancelled.resolve(reason);
+  }
+
+  event(unmasked: RunEvent): Promise<void> {
+    const event = this.#mask?.event(unmasked) ?? unmasked;
+    this.#journal?.event(event);
     return this.#write([...encodeChunked(ServerRecord.event, Buffer.from(JSON.stringify(event)))]);
   }
 
   output(stream: 'stdout' | 'stderr', step: number, bytes: Buffer): Promise<void> {
+    return this.#mask?.output(stream, step, bytes) ?? this.#output(stream, step, bytes);
+  }
+
+  #output(stream: 'stdout' | 'stderr', step: number, bytes: Buffer): Promise<void> {
+    this.#journal?.output(stream, step, bytes);
     const index = Buffer.alloc(2);
     index.writeUInt16BE(step);
     const type = stream === 'stdout' ? ServerRecord.stdout : ServerRecord.stderr;
-    // Records of the guest are at most as large as ours, and ours carry two bytes more.
-    const half = Math.ceil(bytes.length / 2);
-    const parts = bytes.length > 32_768 ? [bytes.subarray(0, half), bytes.subarray(half)] : [bytes];
-    return this.#write(parts.map((part) => encodeRecord(type, Buffer.concat([index, part]))));
+    const parts: Buffer[] = [];
+    for (let at = 0; at < bytes.length; at += MAX_OUTPUT_BYTES) {
+      parts.push(encodeRecord(type, Buffer.concat([index, bytes.subarray(at, at + MAX_OUTPUT_BYTES)])));
+    }
+    return this.#write(parts);
   }
 
   artifacts(bytes: Buffer): Promise<void> {
@@ -100,12 +147,15 @@ export class ClientChannel {
     else if (type === ClientRecord.signal && payload.length === 1) this.#onSignal(payload.readUInt8(0));
     else if (type === ClientRecord.cancel) {
       this.#cancelled.resolve(new CtError('CANCELLED', 'the run was cancelled'));
-    } else throw new CtError('HOST_PROTOCOL', `unexpected record type ${type} from the client`);
+    } else if (type === ClientRecord.secret) this.#secrets.take(payload);
+    else if (type === ClientRecord.secretsEnd) this.#secrets.end();
+    else throw new CtError('HOST_PROTOCOL', `unexpected record type ${type} from the client`);
   }
 
   #leave(why: string): void {
     this.#gone = true;
     this.#cancelled.resolve(new CtError('CANCELLED', why));
+    this.#secrets.fail(new CtError('CANCELLED', why));
     this.#tree.fail(new CtError('CANCELLED', why));
     this.#stdin.fail(new CtError('CANCELLED', why));
   }

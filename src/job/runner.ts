@@ -7,9 +7,14 @@ import { CtError, errorReport, toCtError } from '../core/errors.ts';
 import type { ExecRequest, ExecResult, GuestSession } from '../guest/session.ts';
 import type { ImageManifest } from '../image/manifest.ts';
 import { SCRIPT_DIRECTORY, WORKSPACE_DIRECTORY } from '../protocol/guest-link.ts';
-import type { JobOutcome, JobRequest, JobResult, StepOutcome, StepRequest } from '../protocol/run.ts';
+import type { JobRequest, JobResult, StepOutcome, StepRequest } from '../protocol/run.ts';
 import type { ClientChannel } from './client-channel.ts';
 import { hintFor } from './hints.ts';
+import { Masker, type SecretScan } from './mask.ts';
+import { resultOf } from './outcome.ts';
+import { OutputMask } from './output-mask.ts';
+import { secretNames } from './planned-job.ts';
+import { type SecretValues, withoutFinalNewline } from './secret-values.ts';
 
 /** What of a failed step's output is searched for a hint. Guest-controlled. */
 const HINT_TAIL_BYTES = 16_384;
@@ -35,24 +40,21 @@ export async function runJob(options: RunnerOptions): Promise<JobResult> {
     );
   }, request.timeoutMs);
   try {
-    return await new JobRun(options, controller.signal).run();
+    return client.masked(await new JobRun(options, controller.signal).run());
   } catch (error) {
-    const failure = toCtError(error);
-    return { outcome: outcomeOf(failure), exitCode: failure.exitStatus, error: errorReport(failure) };
+    return client.masked(resultOf(toCtError(error)));
   } finally {
     clearTimeout(timer);
   }
-}
-
-function outcomeOf(error: CtError): JobOutcome {
-  if (error.kind === 'timeout' || error.kind === 'cancelled') return error.kind;
-  return error.kind === 'policy' ? 'violation' : 'infrastructure';
 }
 
 class JobRun {
   readonly #options: RunnerOptions;
   readonly #signal: AbortSignal;
   readonly #env: Readonly<Record<string, string>>;
+  #secrets: SecretValues | undefined;
+  /** Looks for secrets in the artifacts. */
+  #scan: SecretScan | undefined;
 
   constructor(options: RunnerOptions, signal: AbortSignal) {
     this.#options = options;
@@ -74,6 +76,8 @@ class JobRun {
 
   async run(): Promise<JobResult> {
     const { request } = this.#options;
+    using cleanup = new DisposableStack();
+    await this.#receiveSecrets(cleanup);
     if (request.sendsTree) await this.#stage();
     let failed: { result: JobResult } | undefined;
     for (const [index, step] of request.steps.entries()) {
@@ -87,6 +91,24 @@ class JobRun {
     }
     if (request.artifacts.length > 0) await this.#collect();
     return failed?.result ?? { outcome: 'success', exitCode: 0 };
+  }
+
+  /** Waits for the values of all secrets; from then on they are masked. */
+  async #receiveSecrets(cleanup: DisposableStack): Promise<void> {
+    const { client, request } = this.#options;
+    const names = secretNames(request);
+    if (names.length === 0) return;
+    const aborted = Promise.withResolvers<never>();
+    const onAbort = (): void => aborted.reject(this.#signal.reason);
+    if (this.#signal.aborted) onAbort();
+    this.#signal.addEventListener('abort', onAbort, { once: true });
+    cleanup.defer(() => this.#signal.removeEventListener('abort', onAbort));
+    aborted.promise.catch(() => {});
+    const secrets = cleanup.use(await Promise.race([client.secrets.expect(names), aborted.promise]));
+    const masker = new Masker(secrets);
+    client.maskWith((emit) => new OutputMask(masker, emit));
+    this.#secrets = secrets;
+    this.#scan = masker.scan();
   }
 
   async #stage(): Promise<void> {
@@ -147,6 +169,7 @@ class JobRun {
         ),
         ...(script ? { script } : {}),
         env: step.env,
+        ...this.#secretsOf(step),
         cwd: step.workingDirectory,
         ...(step.stdin ? { stdin: client.stdin } : {}),
         onOutput: (stream, bytes) => {
@@ -159,6 +182,7 @@ class JobRun {
         signal: AbortSignal.any([this.#signal, timeout.signal]),
       });
       const exitCode = exitCodeOf(result);
+      await client.endOutput();
       const durationMs = performance.now() - startedAt;
       if (exitCode === 0) {
         await this.#stepEnd(index, step, 'success', durationMs, { exitCode });
@@ -188,6 +212,7 @@ class JobRun {
       return { outcome: 'failure', exitCode, error };
     } catch (error) {
       const failure = toCtError(error);
+      await client.endOutput();
       const outcome = failure.kind === 'timeout' || failure.kind === 'cancelled' ? failure.kind : 'failure';
       await this.#stepEnd(index, step, outcome, performance.now() - startedAt);
       // A step that took too long has failed, and only it: steps that run after failures still do.
@@ -198,6 +223,18 @@ class JobRun {
     } finally {
       clearTimeout(timer);
     }
+  }
+
+  #secretsOf(step: StepRequest): Pick<ExecRequest, 'secretEnv' | 'secretFiles'> {
+    const secretEnv = new Map<string, Buffer>();
+    const secretFiles = new Map<string, Buffer>();
+    for (const { name, env } of step.secrets ?? []) {
+      const value = this.#secrets?.get(name);
+      if (value === undefined) throw new CtError('INTERNAL', `the secret \`${name}\` was not received`);
+      if (env === undefined) secretFiles.set(name, value);
+      else secretEnv.set(env, withoutFinalNewline(value));
+    }
+    return { secretEnv, secretFiles };
   }
 
   async #stepEnd(
@@ -228,6 +265,7 @@ class JobRun {
       onOutput: (stream, chunk) => {
         if (stream === 'stderr') return complaint.push(chunk);
         bytes += chunk.length;
+        this.#scan?.push(chunk);
         return client.artifacts(chunk);
       },
     });
@@ -240,6 +278,10 @@ class JobRun {
     await client.endArtifacts();
     for (const line of complaint.text().split('\n')) {
       if (line.trim() !== '') await client.event({ type: 'notice', level: 'warning', message: line.trim() });
+    }
+    for (const name of this.#scan?.found ?? []) {
+      const message = `the artifacts contain the value of the secret \`${name}\`; artifacts are not masked`;
+      await client.event({ type: 'notice', level: 'warning', message });
     }
     await client.event({ type: 'collected', durationMs: performance.now() - startedAt, bytes });
   }

@@ -1,0 +1,287 @@
+/** The runs of this host: those that are under way, with a deadline for every state, and the record of those that were. */
+import { randomBytes } from 'node:crypto';
+import { mkdirSync, readdirSync, rmSync, statSync } from 'node:fs';
+import { join } from 'node:path';
+import { CtError, errorReport } from '../core/errors.ts';
+import { resultOf } from '../job/outcome.ts';
+import type { JobRequest, JobResult } from '../protocol/run.ts';
+import type { Destruction, RetentionResult, RunDetail, RunInfo, RunStep } from './api.ts';
+import {
+  deadlineMs,
+  interruptedError,
+  mayFollow,
+  overdueError,
+  type RunState,
+  type UnendedState,
+} from './run-state.ts';
+import { RunStore } from './run-store.ts';
+
+export const DEFAULT_KEEP_RUNS = 200;
+export const DEFAULT_MAX_AGE_DAYS = 14;
+const DAY_MS = 24 * 60 * 60 * 1000;
+/** What names the newest run of all. */
+const LATEST = 'latest';
+
+export interface RunsOptions {
+  readonly ctHome: string;
+  readonly onSetAside?: (why: string) => void;
+  /** Only tests have other deadlines. */
+  readonly deadlineMs?: typeof deadlineMs;
+}
+
+export class Runs {
+  readonly #store: RunStore;
+  readonly #directory: string;
+  readonly #deadlineMs: typeof deadlineMs;
+  readonly #live = new Map<string, LiveRun>();
+
+  /** Opens the record. Whatever had not ended there was interrupted by the end of the daemon that ran it. */
+  constructor(options: RunsOptions) {
+    this.#directory = join(options.ctHome, 'runs');
+    this.#deadlineMs = options.deadlineMs ?? deadlineMs;
+    mkdirSync(this.#directory, { recursive: true, mode: 0o700 });
+    this.#store = RunStore.open(join(options.ctHome, 'host.db'), options.onSetAside);
+    for (const { run, state } of this.#store.list('unended')) {
+      const error = interruptedError(state as UnendedState);
+      this.#store.end(run, {
+        nowMs: Date.now(),
+        outcome: 'infrastructure',
+        exitCode: error.exitStatus,
+        error: errorReport(error),
+      });
+    }
+  }
+
+  close(): void {
+    this.#store.close();
+  }
+
+  /** Records a run as queued; its log directory exists. */
+  begin(request: JobRequest): LiveRun {
+    const createdAtMs = Date.now();
+    const run = this.#newId();
+    const logDirectory = this.#logDirectory(run);
+    mkdirSync(logDirectory, { mode: 0o700 });
+    this.#store.create({
+      run,
+      job: request.name,
+      imageDigest: request.image,
+      shape: { cpus: request.cpus, memoryMib: request.memoryMib, diskMib: request.diskMib },
+      steps: request.steps.map(({ name }) => name),
+      createdAtMs,
+    });
+    const live = new LiveRun(this.#store, {
+      run,
+      logDirectory,
+      createdAtMs,
+      deadlineMs: (state) => this.#deadlineMs(state, request.timeoutMs),
+      onEnd: () => this.#live.delete(run),
+    });
+    this.#live.set(run, live);
+    return live;
+  }
+
+  /** Newest first. */
+  list(all: boolean): RunInfo[] {
+    return this.#store.list(all ? 'all' : 'unended');
+  }
+
+  /** Throws what {@link resolve} throws. */
+  detail(reference: string): RunDetail {
+    const run = this.resolve(reference);
+    const detail = this.#store.detail(run);
+    if (!detail) throw notFound(reference);
+    return { ...detail, logDirectory: this.#logDirectory(run) };
+  }
+
+  /** Ends a run that has not ended; the answer does not wait for that. */
+  cancel(reference: string): RunDetail {
+    const run = this.resolve(reference);
+    this.#live.get(run)?.abort(new CtError('CANCELLED', 'the run was cancelled by `ct cancel`'));
+    return this.detail(run);
+  }
+
+  /** Removes the record and the log of a run. Throws RUN_NOT_ENDED. */
+  remove(reference: string): RunInfo {
+    const run = this.resolve(reference);
+    const info = this.#store.info(run);
+    if (!info) throw notFound(reference);
+    if (!this.#store.remove(run)) {
+      throw new CtError('RUN_NOT_ENDED', `run ${run} is ${info.state}`, {
+        hint: `end it first: ct cancel ${run}`,
+      });
+    }
+    this.#removeLog(run);
+    return info;
+  }
+
+  /** Removes ended runs beyond `keep` or older than `maxAgeDays`, and logs that belong to no run. */
+  retain({ keep = DEFAULT_KEEP_RUNS, maxAgeDays = DEFAULT_MAX_AGE_DAYS } = {}): RetentionResult {
+    const removed: string[] = [];
+    let freedBytes = 0;
+    for (const run of this.#store.expired(keep, Date.now() - maxAgeDays * DAY_MS)) {
+      if (!this.#store.remove(run)) continue;
+      freedBytes += this.#removeLog(run);
+      removed.push(run);
+    }
+    // A daemon that was killed between the two removals of a run leaves its log.
+    for (const name of readdirSync(this.#directory)) {
+      if (this.#store.info(name) === undefined) freedBytes += this.#removeLog(name);
+    }
+    return { removed, freedBytes };
+  }
+
+  /**
+   * The id of a run by what users call it: `latest`, its id, the name of its job (the latest of them), or a beginning
+   * or end that only one id has. Throws RUN_NOT_FOUND or RUN_AMBIGUOUS.
+   */
+  resolve(reference: string): string {
+    if (reference === LATEST) {
+      const latest = this.#store.latest();
+      if (latest === undefined)
+        throw new CtError('RUN_NOT_FOUND', 'no run is kept', { hint: 'start one: ct run' });
+      return latest;
+    }
+    if (this.#store.info(reference)) return reference;
+    const ofJob = this.#store.latest(reference);
+    if (ofJob !== undefined) return ofJob;
+    const [first, ...others] = reference === '' ? [] : this.#store.matching(reference);
+    if (first === undefined) throw notFound(reference);
+    if (others.length > 0) {
+      throw new CtError(
+        'RUN_AMBIGUOUS',
+        `several runs match \`${reference}\`: ${[first, ...others].join(', ')}`,
+        {
+          hint: 'write more of the id; the end of an id differs more than its beginning',
+        },
+      );
+    }
+    return first;
+  }
+
+  #newId(): string {
+    for (;;) {
+      const id = newRunId(Date.now());
+      if (this.#store.info(id) === undefined) return id;
+    }
+  }
+
+  #logDirectory(run: string): string {
+    return join(this.#directory, run);
+  }
+
+  /** Returns the bytes it took. */
+  #removeLog(run: string): number {
+    const directory = this.#logDirectory(run);
+    let bytes = 0;
+    try {
+      for (const name of readdirSync(directory)) bytes += statSync(join(directory, name)).size;
+    } catch {
+      // It is no directory, or gone: there is nothing to count.
+    }
+    rmSync(directory, { recursive: true, force: true });
+    return bytes;
+  }
+}
+
+interface LiveRunOptions {
+  readonly run: string;
+  readonly logDirectory: string;
+  readonly createdAtMs: number;
+  readonly deadlineMs: (state: UnendedState) => number;
+  readonly onEnd: () => void;
+}
+
+/** A run that has not ended. Every change of state is in the record before anybody acts on it. */
+export class LiveRun {
+  readonly id: string;
+  readonly logDirectory: string;
+  readonly #store: RunStore;
+  readonly #options: LiveRunOptions;
+  readonly #controller = new AbortController();
+  #state: RunState = 'queued';
+  #timer: NodeJS.Timeout | undefined;
+
+  constructor(store: RunStore, options: LiveRunOptions) {
+    this.id = options.run;
+    this.logDirectory = options.logDirectory;
+    this.#store = store;
+    this.#options = options;
+    this.#setDeadline('queued');
+  }
+
+  get state(): RunState {
+    return this.#state;
+  }
+
+  /** Aborted with a CtError when somebody cancels the run or it overstays in a state: whoever works on it ends it. */
+  get signal(): AbortSignal {
+    return this.#controller.signal;
+  }
+
+  abort(reason: CtError): void {
+    this.#controller.abort(reason);
+  }
+
+  /** States only go forwards; another one is ignored, as a link process may say what it likes. */
+  enter(state: UnendedState): void {
+    if (!mayFollow(this.#state, state)) return;
+    this.#state = state;
+    this.#store.setState(this.id, state, Date.now());
+    this.#setDeadline(state);
+  }
+
+  claimed(vm: NonNullable<RunDetail['vm']>, imageName: string): void {
+    this.#store.setVm(this.id, vm, imageName);
+  }
+
+  /** A position that the job does not have changes nothing. */
+  step(position: number, step: Omit<RunStep, 'name'>): void {
+    if (this.#state !== 'ended') this.#store.setStep(this.id, position, step);
+  }
+
+  /** The first end counts. */
+  end(result: JobResult, destruction?: Destruction): void {
+    if (this.#state === 'ended') return;
+    clearTimeout(this.#timer);
+    this.#state = 'ended';
+    const nowMs = Date.now();
+    this.#store.end(this.id, {
+      nowMs,
+      durationMs: nowMs - this.#options.createdAtMs,
+      ...result,
+      ...(destruction ? { destruction } : {}),
+    });
+    this.#options.onEnd();
+  }
+
+  #setDeadline(state: UnendedState): void {
+    clearTimeout(this.#timer);
+    const limitMs = this.#options.deadlineMs(state);
+    this.#timer = setTimeout(() => {
+      const error = overdueError(state, limitMs);
+      this.#controller.abort(error);
+      // Nothing comes after the destruction that could end it; all else ends because of the signal.
+      if (state === 'destroying') this.end(resultOf(error));
+    }, limitMs);
+    this.#timer.unref();
+  }
+}
+
+/** 50 bits of time and chance as 10 lower-case characters without look-alikes; sorts by time, to the second. */
+function newRunId(nowMs: number): string {
+  const alphabet = '0123456789abcdefghjkmnpqrstvwxyz';
+  let value = (BigInt(Math.floor(nowMs / 1000)) << 20n) | BigInt(randomBytes(3).readUIntBE(0, 3) & 0xfffff);
+  let id = '';
+  for (let i = 0; i < 10; i++) {
+    id = alphabet[Number(value & 31n)] + id;
+    value >>= 5n;
+  }
+  return id;
+}
+
+function notFound(reference: string): CtError {
+  return new CtError('RUN_NOT_FOUND', `no run is called \`${reference.slice(0, 300)}\``, {
+    hint: '`ct ps -a` lists the runs that are kept; a run has the name of its job, too',
+  });
+}
