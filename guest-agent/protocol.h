@@ -27,6 +27,8 @@
 #define CT_EXEC_INPUT_BUILTIN 0x15
 #define CT_EXEC_INPUT_SCRIPT_NAME 0x16
 #define CT_EXEC_INPUT_SCRIPT_DATA 0x17
+#define CT_EXEC_INPUT_SECRET_NAME 0x18
+#define CT_EXEC_INPUT_SECRET_DATA 0x19
 #define CT_EXEC_INPUT_STDIN 0x20
 #define CT_EXEC_INPUT_SIGNAL 0x21
 #define CT_EXEC_INPUT_KILL_ALL 0x22
@@ -42,6 +44,7 @@
 #define CT_EXIT_FLAG_OOM_KILLED 1
 
 #define CT_SCRIPT_DIRECTORY "/run/ct/steps"
+#define CT_SECRET_DIRECTORY "/run/ct/secrets"
 #define CT_PROBE_PATH "/run/ct/bin/probe"
 #define CT_WORKSPACE_DIRECTORY "/workspace"
 #define CT_CONTROL_PORT_NAME "ct.control"
@@ -51,6 +54,8 @@
 #define CT_MAX_RECORD_BYTES 65536
 /* src/protocol/limits.ts: MAX_SCRIPT_BYTES. */
 #define CT_MAX_SCRIPT_BYTES (512 * 1024)
+/* src/protocol/limits.ts: MAX_SECRET_NAME_BYTES. */
+#define CT_MAX_SECRET_NAME_BYTES 128
 /* src/protocol/limits.ts: MAX_PATH_BYTES, names and link targets in a tree stream. */
 #define CT_MAX_PATH_BYTES 4095
 

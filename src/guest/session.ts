@@ -44,6 +44,10 @@ export interface ExecRequest {
   readonly gid: number;
   /** File made in SCRIPT_DIRECTORY before the program starts. */
   readonly script?: { readonly name: string; readonly content: string };
+  /** Variables whose values are not to become strings; over those of `env`. */
+  readonly secretEnv?: ReadonlyMap<string, Uint8Array>;
+  /** Files of SECRET_DIRECTORY, for as long as the process lives. */
+  readonly secretFiles?: ReadonlyMap<string, Uint8Array>;
   /** Bytes for stdin; /dev/null without it. */
   readonly stdin?: AsyncIterable<Uint8Array>;
   /** A promise holds the guest's process back until it settles. */
@@ -160,7 +164,8 @@ export class GuestSession {
       cleanup.defer(() => signal.removeEventListener('abort', onAbort));
     }
 
-    stream.write(encodeExecSetup(request));
+    const setup = encodeExecSetup(request);
+    stream.write(setup, () => setup.fill(0)); // it may hold secrets
     request.onStarted?.((signal) => {
       if (stream.writable) stream.write(encodeRecord(ExecInput.signal, Uint8Array.of(signal)));
     });
@@ -276,12 +281,16 @@ function encodeExecSetup(request: ExecRequest): Buffer {
   const user = Buffer.alloc(8);
   user.writeUInt32BE(request.uid, 0);
   user.writeUInt32BE(request.gid, 4);
-  return Buffer.concat([
+  const secretRecords = encodeSecrets(request);
+  const setup = Buffer.concat([
     ...(request.builtin ? [encodeRecord(ExecInput.builtin, request.builtin)] : []),
     ...request.argv.map((arg) => encodeRecord(ExecInput.arg, arg)),
-    ...Object.entries(request.env).map(([name, value]) => encodeRecord(ExecInput.env, `${name}=${value}`)),
+    ...Object.entries(request.env)
+      .filter(([name]) => !request.secretEnv?.has(name))
+      .map(([name, value]) => encodeRecord(ExecInput.env, `${name}=${value}`)),
     encodeRecord(ExecInput.cwd, request.cwd),
     encodeRecord(ExecInput.user, user),
+    ...secretRecords,
     ...(request.script
       ? [
           encodeRecord(ExecInput.scriptName, request.script.name),
@@ -290,6 +299,21 @@ function encodeExecSetup(request: ExecRequest): Buffer {
       : []),
     encodeRecord(ExecInput.start, Uint8Array.of(request.stdin ? ExecFlag.stdin : 0)),
   ]);
+  for (const record of secretRecords) record.fill(0);
+  return setup;
+}
+
+function encodeSecrets({ secretEnv, secretFiles }: ExecRequest): Buffer[] {
+  const records: Buffer[] = [];
+  for (const [name, value] of secretEnv ?? []) {
+    const variable = Buffer.concat([Buffer.from(`${name}=`), value]);
+    records.push(encodeRecord(ExecInput.env, variable));
+    variable.fill(0);
+  }
+  for (const [name, value] of secretFiles ?? []) {
+    records.push(encodeRecord(ExecInput.secretName, name), encodeRecord(ExecInput.secretData, value));
+  }
+  return records;
 }
 
 async function feed(stream: ClientHttp2Stream, source: AsyncIterable<Uint8Array>): Promise<void> {

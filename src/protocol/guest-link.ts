@@ -44,6 +44,13 @@ export const ExecInput = {
   scriptName: 0x16,
   /** Appended to that file. */
   scriptData: 0x17,
+  /**
+   * Name, [A-Za-z0-9_]{1,128}, of a file to create in SECRET_DIRECTORY for the user given before; it is there until
+   * the process has ended.
+   */
+  secretName: 0x18,
+  /** What is in that file: one record. */
+  secretData: 0x19,
   /** Bytes for stdin; an empty payload closes it. */
   stdin: 0x20,
   /** u8 signal number, sent to the process group. */
@@ -70,6 +77,8 @@ export const ExitFlag = { oomKilled: 1 } as const;
 
 /** Root-owned directory on tmpfs that holds the step scripts; a job can read but not change them. */
 export const SCRIPT_DIRECTORY = '/run/ct/steps';
+/** Directory on tmpfs that only the job's user can enter; holds the secrets that a step is given as files. */
+export const SECRET_DIRECTORY = '/run/ct/secrets';
 /** Tiny static program that writes one byte and exits: `ct bench` times it. */
 export const PROBE_PATH = '/run/ct/bin/probe';
 export const WORKSPACE_DIRECTORY = '/workspace';

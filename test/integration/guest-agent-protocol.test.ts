@@ -3,7 +3,12 @@ import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
 import * as guestLink from '../../src/protocol/guest-link.ts';
-import { MAX_PATH_BYTES, MAX_RECORD_BYTES, MAX_SCRIPT_BYTES } from '../../src/protocol/limits.ts';
+import {
+  MAX_PATH_BYTES,
+  MAX_RECORD_BYTES,
+  MAX_SCRIPT_BYTES,
+  MAX_SECRET_NAME_BYTES,
+} from '../../src/protocol/limits.ts';
 import { RECORD_HEADER_BYTES } from '../../src/protocol/records.ts';
 
 function cDefines(): Map<string, number | string> {
@@ -40,6 +45,7 @@ function tsDefines(): Map<string, number | string> {
   defines.set('CT_RECORD_HEADER_BYTES', RECORD_HEADER_BYTES);
   defines.set('CT_MAX_RECORD_BYTES', MAX_RECORD_BYTES);
   defines.set('CT_MAX_SCRIPT_BYTES', MAX_SCRIPT_BYTES);
+  defines.set('CT_MAX_SECRET_NAME_BYTES', MAX_SECRET_NAME_BYTES);
   defines.set('CT_MAX_PATH_BYTES', MAX_PATH_BYTES);
   return defines;
 }
