@@ -200,6 +200,8 @@ export class CtError extends Error {
   }
 }
 
+export const STORE_FULL_HINT = 'free some space, or point CT_HOME at a larger file system';
+
 /** Returns `error` if it is a {@link CtError}, else an `INTERNAL` one that carries it as cause. */
 export function toCtError(error: unknown): CtError {
   if (error instanceof CtError) return error;
@@ -207,7 +209,7 @@ export function toCtError(error: unknown): CtError {
   if (code === 'ENOSPC') {
     return new CtError('STORE_FULL', messageOf(error), {
       cause: error,
-      hint: 'free some space, or point CT_HOME at a larger file system',
+      hint: STORE_FULL_HINT,
     });
   }
   return new CtError('INTERNAL', messageOf(error), { cause: error });

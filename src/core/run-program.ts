@@ -1,6 +1,6 @@
 import { spawn } from 'node:child_process';
 import { BoundedTail } from './bounded-tail.ts';
-import { CtError, type ErrorCode } from './errors.ts';
+import { CtError, type ErrorCode, STORE_FULL_HINT } from './errors.ts';
 
 export interface RunProgramOptions {
   readonly file: string;
@@ -59,6 +59,9 @@ export async function runProgram(options: RunProgramOptions): Promise<Buffer> {
   }
   if (failure !== undefined) {
     const detail = stderr.text().trim();
+    if (/no space left on device/i.test(detail)) {
+      throw new CtError('STORE_FULL', `${file} failed: ${detail}`, { hint: STORE_FULL_HINT });
+    }
     throw new CtError(failureCode, `${file} failed: ${failure}${detail === '' ? '' : `\n${detail}`}`);
   }
   return Buffer.concat(output);

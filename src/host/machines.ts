@@ -3,7 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { chmod, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { CtError, messageOf } from '../core/errors.ts';
+import { CtError, messageOf, toCtError } from '../core/errors.ts';
 import { launcherPath } from '../core/install.ts';
 import { encodeCpio } from '../image/cpio.ts';
 import type { ImageStore } from '../image/store.ts';
@@ -234,7 +234,7 @@ export class Machines {
       await chmod(path, 0o444);
     } catch (error) {
       await dispose();
-      throw error;
+      throw toCtError(error);
     }
     return { path, [Symbol.asyncDispose]: dispose };
   }
