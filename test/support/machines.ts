@@ -8,7 +8,8 @@ import { Machines, type MachinesOptions } from '../../src/host/machines.ts';
 import { encodeCpio } from '../../src/image/cpio.ts';
 import type { ImageManifest } from '../../src/image/manifest.ts';
 import { ImageStore } from '../../src/image/store.ts';
-import type { BootSource, MachineShape, Template, VmmDriver } from '../../src/vmm/driver.ts';
+import type { CgroupTree } from '../../src/vmm/cgroup.ts';
+import type { BootSource, MachineShape, Template, VmExit, VmmDriver } from '../../src/vmm/driver.ts';
 import { QemuDriver, tscKhz } from '../../src/vmm/qemu/driver.ts';
 import { QEMU_PATH, qemuVersion } from '../../src/vmm/qemu/version.ts';
 import { volumeBlocks } from '../../src/vmm/volume.ts';
@@ -32,6 +33,7 @@ export function makeMachines(directory: string, options: Partial<MachinesOptions
 export interface TestGuest extends AsyncDisposable {
   readonly session: GuestSession;
   readonly pid: number;
+  readonly exited: Promise<VmExit>;
   readonly manifest: ImageManifest;
   /** Runs a shell command as the job user and returns what it printed. */
   sh(
@@ -51,7 +53,7 @@ export interface TestVmm extends AsyncDisposable {
 /** A template of `debian-12` and clones of it, whose guest bytes are parsed in the test's own process. */
 export async function makeVmm(
   options: Partial<MachineShape> = {},
-  { volumeDirectory }: { readonly volumeDirectory?: string } = {},
+  { volumeDirectory, cgroups }: { readonly volumeDirectory?: string; readonly cgroups?: CgroupTree } = {},
 ): Promise<TestVmm> {
   const cleanup = new AsyncDisposableStack();
   try {
@@ -88,6 +90,7 @@ export async function makeVmm(
       accelerator: 'tcg',
       tscKhz: tscKhz(),
       volumeDirectory: volumeDirectory ?? scratch.path,
+      cgroups,
     });
     const vm = driver.bootTemplate(source);
     let template: Template;
@@ -130,6 +133,7 @@ async function openClone(
     return {
       session,
       pid: vm.pid,
+      exited: vm.exited,
       manifest: source.manifest,
       diagnostics: () => vm.diagnostics(),
       sh: async (command, options) => {
