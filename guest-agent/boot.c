@@ -294,6 +294,8 @@ static void mount_run(const struct job_user *user)
 	must_mkdir(ROOT "/run/ct", 0755);
 	must_mkdir(ROOT "/run/ct/bin", 0755);
 	must_mkdir(ROOT "/run/ct/steps", 0755);
+	must_mkdir(ROOT CT_SECRET_DIRECTORY, 0750);
+	must(chown(ROOT CT_SECRET_DIRECTORY, 0, user->gid), CT_SECRET_DIRECTORY);
 	must_mkdir(ROOT "/run/ct/etc", 0755);
 	must_mkdir(ROOT "/run/ct/volume", 0700);
 	must_mkdir(ROOT "/run/lock", 01777);
@@ -502,6 +504,8 @@ void boot(struct boot_result *result)
 	switch_root();
 	result->script_fd = open(CT_SCRIPT_DIRECTORY, O_PATH | O_DIRECTORY | O_CLOEXEC);
 	must(result->script_fd, "cannot open " CT_SCRIPT_DIRECTORY);
+	result->secret_fd = open(CT_SECRET_DIRECTORY, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	must(result->secret_fd, "cannot open " CT_SECRET_DIRECTORY);
 	volume_mount_ahead(cipher, &result->user);
 	identity_prepare();
 	restrict_self();

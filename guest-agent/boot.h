@@ -8,6 +8,7 @@ struct boot_result {
 	int control_fd;	       /* The port to the host. */
 	int cgroup_fd;	       /* Directory of the job's cgroup; no path leads to it. */
 	int script_fd;	       /* CT_SCRIPT_DIRECTORY. */
+	int secret_fd;	       /* CT_SECRET_DIRECTORY. */
 	struct job_user user;
 };
 

@@ -94,6 +94,7 @@ struct exec {
 	gid_t gid;
 	char script_name[65];
 	size_t script_bytes;
+	char secret_name[CT_MAX_SECRET_NAME_BYTES + 1]; /* Of the secret whose data comes next, or empty. */
 
 	pid_t pid;
 	int status;
@@ -283,8 +284,22 @@ static void free_arena(char *arena, size_t size)
 	all_setup_bytes -= size;
 }
 
+/* All of them, or the one of that name. The names of those that were written are in the arena. */
+static void remove_secrets(struct exec *exec, const char *name)
+{
+	for (char *at = exec->arena; at && at < exec->arena + exec->arena_bytes; at += strlen(at) + 1) {
+		char *kind = at++;
+		if (*kind != CT_EXEC_INPUT_SECRET_NAME || (name && strcmp(at, name) != 0))
+			continue;
+		if (unlinkat(options->secret_fd, at, 0) < 0)
+			report("cannot remove a secret: %s", strerror(errno));
+		*kind = 0; /* Once: another process may have a file of that name by then. */
+	}
+}
+
 static void drop_setup(struct exec *exec)
 {
+	remove_secrets(exec, NULL);
 	free_arena(exec->arena, exec->arena_size);
 	free(exec->spawn);
 	free(exec->stack);
@@ -404,6 +419,46 @@ static int add_script_data(struct exec *exec, const uint8_t *data, size_t length
 		return refuse(reason, "cannot write the script");
 	exec->script_bytes += length;
 	return 0;
+}
+
+static int set_secret_name(struct exec *exec, const uint8_t *name, size_t length, const char **reason)
+{
+	if (exec->secret_name[0] || length < 1 || length > CT_MAX_SECRET_NAME_BYTES)
+		return refuse(reason, "not a secret's name");
+	for (size_t index = 0; index < length; index++) {
+		uint8_t byte = name[index];
+		if (!(byte >= 'a' && byte <= 'z') && !(byte >= 'A' && byte <= 'Z') && !(byte >= '0' && byte <= '9') &&
+		    byte != '_')
+			return refuse(reason, "not a secret's name");
+	}
+	memcpy(exec->secret_name, name, length);
+	exec->secret_name[length] = '\0';
+	return 0;
+}
+
+/* On the tmpfs of /run, which nothing can swap out. */
+static int write_secret(struct exec *exec, const uint8_t *data, size_t length, const char **reason)
+{
+	if (!exec->secret_name[0])
+		return refuse(reason, "a secret's data without its name");
+	/* The step before may have been given up with its end still on the way. */
+	for (struct exec *other = execs; other; other = other->next)
+		remove_secrets(other, exec->secret_name);
+	int fd = openat(options->secret_fd, exec->secret_name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0400);
+	if (fd < 0)
+		return refuse(reason, "cannot create the secret");
+	size_t name_length = strlen(exec->secret_name);
+	int result = add_string(exec, CT_EXEC_INPUT_SECRET_NAME, (uint8_t *)exec->secret_name, name_length, reason);
+	if (result < 0) {
+		unlinkat(options->secret_fd, exec->secret_name, 0);
+	} else if (write(fd, data, length) != (ssize_t)length ||
+		   (geteuid() == 0 && fchown(fd, exec->have_user ? exec->uid : options->user.uid,
+					     exec->have_user ? exec->gid : options->user.gid) < 0)) {
+		result = refuse(reason, "cannot write the secret");
+	}
+	close_fd(&fd);
+	exec->secret_name[0] = '\0';
+	return result;
 }
 
 /* --- Start --- */
@@ -811,6 +866,10 @@ int exec_input(struct exec *exec, uint8_t type, const uint8_t *payload, size_t l
 		return set_script_name(exec, payload, length, reason);
 	case CT_EXEC_INPUT_SCRIPT_DATA:
 		return add_script_data(exec, payload, length, reason);
+	case CT_EXEC_INPUT_SECRET_NAME:
+		return set_secret_name(exec, payload, length, reason);
+	case CT_EXEC_INPUT_SECRET_DATA:
+		return write_secret(exec, payload, length, reason);
 	case CT_EXEC_INPUT_KILL_ALL:
 		/* A job that left as many processes as it may have would otherwise keep any other from starting. */
 		return input_while_running(exec, type, payload, length, reason);
@@ -838,6 +897,7 @@ void exec_detach(struct exec *exec)
 	if (exec->state == RUNNING) {
 		signal_group(exec, SIGKILL);
 		close_pipes(exec);
+		remove_secrets(exec, NULL);
 	} else {
 		exec_free(exec);
 	}

@@ -15,6 +15,7 @@ struct link_options {
 	int control_fd; /* Non-blocking; a virtio-serial port or a socket. */
 	int cgroup_fd;	/* The job's cgroup, or -1: processes then stay where they are. */
 	int script_fd;	/* Where step scripts go. */
+	int secret_fd;	/* Where secrets go that are files. */
 	struct job_user user;
 };
 

@@ -44,6 +44,7 @@ int main(void)
 		.control_fd = booted.control_fd,
 		.cgroup_fd = booted.cgroup_fd,
 		.script_fd = booted.script_fd,
+		.secret_fd = booted.secret_fd,
 		.user = booted.user,
 	};
 	warm_memory();

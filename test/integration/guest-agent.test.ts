@@ -6,7 +6,16 @@ import assert from 'node:assert/strict';
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
 import { once } from 'node:events';
-import { mkdtempSync, readFileSync, rmSync, statSync, symlinkSync, utimesSync, writeFileSync } from 'node:fs';
+import {
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  utimesSync,
+  writeFileSync,
+} from 'node:fs';
 import { mkdir } from 'node:fs/promises';
 import { type ClientHttp2Session, type ClientHttp2Stream, connect, constants } from 'node:http2';
 import type { Socket } from 'node:net';
@@ -162,6 +171,7 @@ interface ExecOptions {
   readonly stdin?: boolean;
   readonly builtin?: string;
   readonly script?: { readonly name: string; readonly data: string };
+  readonly secrets?: Record<string, string>;
   readonly keepOutput?: boolean;
 }
 
@@ -251,6 +261,9 @@ function setup(args: readonly string[], options: ExecOptions): Buffer {
   if (options.script !== undefined) {
     records.push(encodeRecord(ExecInput.scriptName, options.script.name));
     records.push(...encodeChunked(ExecInput.scriptData, Buffer.from(options.script.data)));
+  }
+  for (const [name, value] of Object.entries(options.secrets ?? {})) {
+    records.push(encodeRecord(ExecInput.secretName, name), encodeRecord(ExecInput.secretData, value));
   }
   records.push(encodeRecord(ExecInput.start, Buffer.from([options.stdin ? ExecFlag.stdin : 0])));
   return Buffer.concat(records);
@@ -520,6 +533,40 @@ describe('exec', () => {
     }
   });
 
+  test('a secret is a file that only its user can read, for as long as the process lives', async () => {
+    await using guest = await Guest.open();
+    const path = join(guest.scripts, 'TOKEN');
+    const left = (): string[] => readdirSync(guest.scripts);
+    const value = `s3cret ${'x'.repeat(48_000)}\n`;
+    const exec = await run(
+      guest,
+      ['sh', '-c', `stat -c %a:%u ${path}; cat ${path} ${join(guest.scripts, 'B_2')}`],
+      {
+        secrets: { TOKEN: value, B_2: 'other' },
+      },
+    );
+    assert.equal(exec.out(), `400:${process.getuid?.()}\n${value}other`, exec.err());
+    assert.deepEqual(left(), []);
+
+    const failed = await run(guest, ['no-such-program'], { secrets: { TOKEN: value } });
+    assert.equal(failed.failed?.errno, 2);
+    assert.deepEqual(left(), []);
+
+    const running = new Exec(guest, ['sleep', '100'], { secrets: { TOKEN: value } });
+    await running.started();
+    assert.deepEqual(left(), ['TOKEN']);
+    // Given up, and at once the same name again: the end of the first must not take it away from the second.
+    running.stream.close(constants.NGHTTP2_CANCEL);
+    const second = await run(guest, ['sh', '-c', `sleep 0.3; cat ${path}`], { secrets: { TOKEN: 'second' } });
+    assert.equal(second.out(), 'second', second.err());
+    assert.deepEqual(left(), []);
+
+    for (const name of ['../x', 'a-b', 'a.b', '', 'x/y', 'a'.repeat(129)]) {
+      assert.equal((await run(guest, ['true'], { secrets: { [name]: 'x' } })).status, 400, name);
+    }
+    assert.deepEqual(left(), []);
+  });
+
   test('malformed requests are answered 400 and a text', async () => {
     await using guest = await Guest.open();
     const cases: readonly (readonly [Buffer, RegExp])[] = [
@@ -532,6 +579,7 @@ describe('exec', () => {
       [encodeRecord(0x7f, ''), /setting up/],
       [encodeRecord(ExecInput.stdin, 'early'), /setting up/],
       [encodeRecord(ExecInput.scriptData, 'x'), /script name/],
+      [encodeRecord(ExecInput.secretData, 'x'), /without its name/],
       [encodeRecord(ExecInput.arg, 'true'), /before a start record/],
       [Buffer.from([ExecInput.arg, 0, 1, 0, 1]), /malformed record/],
       [
