@@ -5,9 +5,10 @@
 import { randomBytes } from 'node:crypto';
 import { type ClientHttp2Session, type ClientHttp2Stream, connect, constants } from 'node:http2';
 import type { Socket } from 'node:net';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { printable } from '../core/bounded-tail.ts';
 import { withDeadline } from '../core/deadline.ts';
-import { CtError } from '../core/errors.ts';
+import { CtError, messageOf } from '../core/errors.ts';
 import {
   ExecFlag,
   ExecInput,
@@ -16,17 +17,25 @@ import {
   GuestPath,
   IdentityRecord,
 } from '../protocol/guest-link.ts';
+import { MAX_RECORD_BYTES } from '../protocol/limits.ts';
 import { encodeChunked, encodeRecord, RecordDecoder } from '../protocol/records.ts';
 import { startSession } from './handshake.ts';
 
 const STREAM_WINDOW_BYTES = 1024 * 1024;
 const SESSION_WINDOW_BYTES = 4 * 1024 * 1024;
 const MAX_FRAME_BYTES = 65_536;
+/** What nghttp2 may hold for the session; a guest can fill it. */
+const MAX_SESSION_MEMORY_MB = 32;
 /** Texts of the guest agent: error messages and `key=value` lines. Guest-controlled. */
 const MAX_TEXT_BYTES = 8192;
 /** A liveness ping that takes longer means that the guest agent is gone; an emulated, overloaded guest needs seconds. */
 const PING_TIMEOUT_MS = 30_000;
 const PING_INTERVAL_MS = 10_000;
+const STATS_TIMEOUT_MS = 30_000;
+/** A stream fails a moment before its session says why. */
+const LOSS_GRACE_MS = 500;
+/** Output is handed on in pieces of at most this, however small or many the records are in which it came. */
+const MAX_OUTPUT_BYTES = MAX_RECORD_BYTES;
 
 export interface Identity {
   readonly hostname: string;
@@ -73,7 +82,7 @@ export class GuestSession {
     this.#lost.promise.catch(() => {});
     this.#http2 = connect('http://guest', {
       createConnection: () => control,
-      maxSessionMemory: 100,
+      maxSessionMemory: MAX_SESSION_MEMORY_MB,
       peerMaxConcurrentStreams: 64,
       settings: {
         enablePush: false,
@@ -85,7 +94,7 @@ export class GuestSession {
     });
     this.#http2.on('connect', () => this.#http2.setLocalWindowSize(SESSION_WINDOW_BYTES));
     this.#http2.on('error', (error) =>
-      this.#lose(new CtError('GUEST_PROTOCOL', 'the guest link broke', { cause: error })),
+      this.#lose(new CtError('GUEST_PROTOCOL', `the guest link broke: ${error.message}`, { cause: error })),
     );
     this.#http2.on('close', () => this.#lose(new CtError('VMM_DIED', 'the guest link was closed')));
     this.#http2.on('goaway', (code) =>
@@ -146,7 +155,12 @@ export class GuestSession {
 
   /** Resource use as the guest agent sees it; the figures are the guest's own claims. */
   async stats(): Promise<Readonly<Record<string, number>>> {
-    return parseKeyValues(await this.#call('GET', GuestPath.stats));
+    const text = await withDeadline(
+      this.#call('GET', GuestPath.stats),
+      STATS_TIMEOUT_MS,
+      () => new CtError('GUEST_UNRESPONSIVE', `the guest gave no figures within ${STATS_TIMEOUT_MS} ms`),
+    );
+    return parseKeyValues(text);
   }
 
   /** Runs one process to its end. Throws GUEST_PROTOCOL, GUEST_REFUSED, or what `lost` rejects with. */
@@ -175,7 +189,8 @@ export class GuestSession {
       () => new Promise<never>(() => {}),
       (error) => Promise.reject(error),
     );
-    return await Promise.race([readExec(stream, request.onOutput), feedFailed, aborted.promise, this.lost]);
+    const reading = readExec(stream, request.onOutput).catch((error) => this.#explain(error));
+    return await Promise.race([reading, feedFailed, aborted.promise, this.lost]);
   }
 
   /** Drops the session; the owner destroys the VM. */
@@ -195,7 +210,14 @@ export class GuestSession {
   async #call(method: string, path: string, body?: Buffer): Promise<string> {
     const stream = this.#request(method, path);
     if (method !== 'GET') stream.end(body);
-    return Promise.race([readText(stream, path), this.lost]);
+    const reading = readText(stream, path).catch((error) => this.#explain(error));
+    return Promise.race([reading, this.lost]);
+  }
+
+  /** Rejects with why the session was lost, if that is what ended a stream; with `error` otherwise. */
+  async #explain(error: unknown): Promise<never> {
+    if (this.#http2.destroyed) await Promise.race([this.lost, sleep(LOSS_GRACE_MS)]);
+    throw error;
   }
 
   #lose(error: CtError): void {
@@ -210,10 +232,10 @@ async function readText(stream: ClientHttp2Stream, path: string): Promise<string
   const status = await responseStatus(stream);
   const chunks: Buffer[] = [];
   let bytes = 0;
-  for await (const chunk of stream) {
-    bytes += (chunk as Buffer).length;
+  for await (const chunk of chunksOf(stream)) {
+    bytes += chunk.length;
     if (bytes > MAX_TEXT_BYTES) throw new CtError('GUEST_PROTOCOL', `the answer to ${path} is too long`);
-    chunks.push(chunk as Buffer);
+    chunks.push(chunk);
   }
   const text = Buffer.concat(chunks).toString('latin1');
   if (status !== 200) {
@@ -238,27 +260,66 @@ async function readExec(stream: ClientHttp2Stream, onOutput: ExecRequest['onOutp
   const status = await responseStatus(stream);
   if (status !== 200) {
     const text: Buffer[] = [];
-    for await (const chunk of stream) if (text.length < 4) text.push(chunk as Buffer);
+    let bytes = 0;
+    for await (const chunk of chunksOf(stream)) {
+      text.push(chunk);
+      bytes += chunk.length;
+      if (bytes > MAX_TEXT_BYTES) break;
+    }
     const detail = printable(Buffer.concat(text).subarray(0, MAX_TEXT_BYTES).toString('latin1')).trim();
     throw new CtError('GUEST_REFUSED', `the guest agent refused to start a process (${status}): ${detail}`);
   }
   let result: ExecResult | undefined;
-  let output: [stream: 'stdout' | 'stderr', bytes: Buffer][] = [];
+  const output = new OutputPieces();
   const decoder = new RecordDecoder((type, payload) => {
     if (result) throw new CtError('GUEST_PROTOCOL', 'the guest sent a record after the exit of the process');
-    if (type === ExecOutput.stdout) output.push(['stdout', Buffer.from(payload)]);
-    else if (type === ExecOutput.stderr) output.push(['stderr', Buffer.from(payload)]);
+    if (type === ExecOutput.stdout) output.push('stdout', payload);
+    else if (type === ExecOutput.stderr) output.push('stderr', payload);
     else if (type === ExecOutput.exit || type === ExecOutput.failed) result = parseResult(type, payload);
     else if (type !== ExecOutput.started) throw new CtError('GUEST_PROTOCOL', `unknown record type ${type}`);
   });
-  for await (const chunk of stream) {
-    decoder.push(chunk as Buffer);
-    const decoded = output;
-    output = [];
-    for (const [name, bytes] of decoded) await onOutput(name, bytes);
+  for await (const chunk of chunksOf(stream)) {
+    decoder.push(chunk);
+    for (const [name, bytes] of output.take()) await onOutput(name, bytes);
     if (result) return result;
   }
   throw new CtError('GUEST_PROTOCOL', 'the guest ended a process without its exit code');
+}
+
+/** The body of a response, as long as it comes. Throws GUEST_PROTOCOL when the guest breaks it off. */
+async function* chunksOf(stream: ClientHttp2Stream): AsyncGenerator<Buffer> {
+  try {
+    for await (const chunk of stream) yield chunk as Buffer;
+  } catch (error) {
+    throw new CtError('GUEST_PROTOCOL', `the guest broke off an answer: ${messageOf(error)}`, {
+      cause: error,
+    });
+  }
+}
+
+/**
+ * Output of one chunk of the response. A guest may cut it into records of one byte or none, each of which would cost a
+ * write to the client and to the log: what belongs together is put together.
+ */
+class OutputPieces {
+  #pieces: { readonly stream: 'stdout' | 'stderr'; readonly parts: Buffer[]; bytes: number }[] = [];
+
+  push(stream: 'stdout' | 'stderr', payload: Buffer): void {
+    if (payload.length === 0) return;
+    const last = this.#pieces.at(-1);
+    if (last?.stream === stream && last.bytes + payload.length <= MAX_OUTPUT_BYTES) {
+      last.parts.push(payload);
+      last.bytes += payload.length;
+    } else {
+      this.#pieces.push({ stream, parts: [payload], bytes: payload.length });
+    }
+  }
+
+  take(): [stream: 'stdout' | 'stderr', bytes: Buffer][] {
+    const pieces = this.#pieces;
+    this.#pieces = [];
+    return pieces.map(({ stream, parts }) => [stream, Buffer.concat(parts)]);
+  }
 }
 
 function parseResult(type: number, payload: Buffer): ExecResult {
