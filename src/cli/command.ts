@@ -23,6 +23,8 @@ export interface CommandSpec {
   readonly positionals?: {
     readonly placeholder: string;
     readonly max: number;
+    /** How many there must be; 0 if absent. */
+    readonly min?: number;
     readonly help: string;
     readonly choices?: readonly string[];
   };
@@ -170,6 +172,10 @@ function parseOptions(command: CommandSpec, args: readonly string[]): Invocation
         : `ct ${command.name} takes ${max === 1 ? 'one argument' : `${max} arguments`}, and ${quote(extra)} is one more`,
       `see: ct ${command.name} --help`,
     );
+  }
+  const { min = 0, placeholder = '' } = command.positionals ?? {};
+  if (positionals.length < min) {
+    throw usage(`ct ${command.name} needs ${placeholder}`, `see: ct ${command.name} --help`);
   }
   if (passthrough && !command.passthrough) {
     throw usage(`ct ${command.name} takes nothing after --`, `see: ct ${command.name} --help`);

@@ -3,6 +3,9 @@ import type { CommandSpec } from './command.ts';
 
 const JSON_OPTION = { name: 'json', help: 'print one JSON document on stdout' } as const;
 
+const RUN_HELP = 'a run: its id or a part that only it begins or ends with, its job, or `latest`';
+const RUN_HELP_OR_LATEST = `${RUN_HELP}; \`latest\` if absent`;
+
 export const COMMANDS: readonly CommandSpec[] = [
   {
     name: 'run',
@@ -52,6 +55,101 @@ export const COMMANDS: readonly CommandSpec[] = [
       },
     ],
     load: () => import('./commands/run.ts'),
+  },
+  {
+    name: 'ps',
+    summary: 'list the runs that are under way, or all that are kept',
+    description: [
+      'Lists the runs of this host, newest first: those of every terminal and script that uses the same CT_HOME.',
+      'With --json it prints a line of JSON per run, with the keys run, job, state, outcome, exit, error, image, started, ended and duration (in seconds).',
+    ],
+    options: [
+      { name: 'all', short: 'a', help: 'those that have ended, too' },
+      { name: 'json', help: 'print a line of JSON per run on stdout' },
+    ],
+    examples: [
+      { command: 'ct ps', what: 'what runs now' },
+      { command: 'ct ps -a --json', what: 'all that are kept, for a script' },
+    ],
+    load: () => import('./commands/ps.ts'),
+  },
+  {
+    name: 'logs',
+    summary: 'show what a run wrote, while it runs or later',
+    description: [
+      'Shows the log of a run as `ct run` showed it: what the job wrote to stdout goes to stdout, what it wrote to stderr and lines of ct go to stderr. A run that has not ended is shown up to now; -f stays until it ends.',
+      'A log takes at most 64 MiB: of a longer one the beginning and the end are kept, and a line says how much is missing.',
+    ],
+    positionals: { placeholder: 'RUN', max: 1, help: RUN_HELP_OR_LATEST },
+    options: [
+      { name: 'follow', short: 'f', help: 'stay until the run ends' },
+      { name: 'failed', help: 'only steps that did not succeed' },
+      { name: 'step', value: 'STEP', repeat: true, help: 'only this step: its number, from 1, or its name' },
+      {
+        name: 'timestamps',
+        short: 't',
+        help: 'put the time (UTC) at which it was written before every line',
+      },
+    ],
+    examples: [
+      { command: 'ct logs', what: 'the newest run' },
+      { command: 'ct logs -f build', what: 'follow the newest run of the job `build`' },
+      { command: 'ct logs --failed build', what: 'only what failed' },
+    ],
+    load: () => import('./commands/logs.ts'),
+  },
+  {
+    name: 'inspect',
+    summary: 'show everything that is recorded of a run',
+    description: [
+      'Shows state, result, VM, steps, how long each state took, and what of the VM was removed and how that is known.',
+    ],
+    positionals: { placeholder: 'RUN', max: 1, help: RUN_HELP_OR_LATEST },
+    options: [JSON_OPTION],
+    examples: [
+      { command: 'ct inspect', what: 'the newest run' },
+      { command: 'ct inspect build --json', what: 'the newest run of `build`, for a script' },
+    ],
+    load: () => import('./commands/inspect.ts'),
+  },
+  {
+    name: 'cancel',
+    summary: 'end runs and destroy their VMs',
+    description: [
+      'Ends the runs and waits until their VMs are gone; whoever started them sees them cancelled (exit status 130). A run that has ended already stays as it is.',
+    ],
+    positionals: { placeholder: 'RUN', min: 1, max: Number.POSITIVE_INFINITY, help: RUN_HELP },
+    options: [],
+    examples: [{ command: 'ct cancel build', what: 'the newest run of the job `build`' }],
+    load: () => import('./commands/cancel.ts'),
+  },
+  {
+    name: 'rm',
+    summary: 'remove the record and the log of runs that have ended',
+    description: [
+      'Removes what is kept of the runs. A run that is under way is not removed; cancel it first.',
+    ],
+    positionals: { placeholder: 'RUN', min: 1, max: Number.POSITIVE_INFINITY, help: RUN_HELP },
+    options: [],
+    examples: [{ command: 'ct rm build', what: 'the newest run of the job `build`' }],
+    load: () => import('./commands/rm.ts'),
+  },
+  {
+    name: 'gc',
+    summary: 'remove old runs and their logs',
+    description: [
+      'Removes runs that have ended beyond the newest N, and those that began too long ago. The host daemon does the same, with the values below, whenever it becomes idle.',
+    ],
+    options: [
+      { name: 'keep', value: 'N', help: 'how many runs to keep; 200 if absent' },
+      { name: 'days', value: 'N', help: 'how many days to keep them; 14 if absent' },
+      JSON_OPTION,
+    ],
+    examples: [
+      { command: 'ct gc', what: 'what the host daemon would do' },
+      { command: 'ct gc --keep 0', what: 'everything that has ended' },
+    ],
+    load: () => import('./commands/gc.ts'),
   },
   {
     name: 'doctor',
@@ -117,7 +215,12 @@ export const COMMANDS: readonly CommandSpec[] = [
     options: [
       { name: 'runs', value: 'N', help: 'samples of each figure; 20 if absent' },
       { name: 'image', value: 'IMAGE', help: 'image to boot; debian-12 if absent' },
-      { name: 'vs', value: 'RUNTIME', choices: ['runc'], help: 'time the same program under `runc run`, in turn' },
+      {
+        name: 'vs',
+        value: 'RUNTIME',
+        choices: ['runc'],
+        help: 'time the same program under `runc run`, in turn',
+      },
       JSON_OPTION,
     ],
     examples: [{ command: 'ct bench start --json', what: 'figures for a script' }],

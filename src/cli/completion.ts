@@ -5,6 +5,14 @@ export type Shell = 'bash' | 'zsh' | 'fish';
 
 /** Names of jobs come from `ct run -l` itself, so that they follow the directory one is in. */
 const LIST_JOBS = `ct run --list 2>/dev/null | awk 'NR > 1 { print $1 }'`;
+/** Ids of runs; their jobs' names are on the same lines, but a job has many runs. */
+const LIST_RUNS = `ct ps --all 2>/dev/null | awk 'NR > 1 { print $1 }'`;
+
+/** The shell command that lists what an argument of this command may be. */
+function lister(command: CommandSpec): string | undefined {
+  if (command.name === 'run') return LIST_JOBS;
+  return command.positionals?.placeholder === 'RUN' ? LIST_RUNS : undefined;
+}
 
 export function completionScript(commands: readonly CommandSpec[], shell: Shell): string {
   if (shell === 'fish') return fishScript(commands);
@@ -49,8 +57,9 @@ function bashScript(commands: readonly CommandSpec[]): string {
       `    ${first}) COMPREPLY=($(compgen -W '${seconds.join(' ')}' -- "$word")); return ;;`,
   );
   const optionCases = commands.map((command) => {
-    const jobs = command.name === 'run' ? ` $(${LIST_JOBS})` : '';
-    return `    '${command.name}'|'${command.name} '*) COMPREPLY=($(compgen -W "${words(command)}${jobs}" -- "$word")) ;;`;
+    const list = lister(command);
+    const listed = list === undefined ? '' : ` $(${list})`;
+    return `    '${command.name}'|'${command.name} '*) COMPREPLY=($(compgen -W "${words(command)}${listed}" -- "$word")) ;;`;
   });
   return `# bash completion of ct; source it, or put it into ~/.bashrc
 _ct() {
@@ -112,8 +121,9 @@ function fishScript(commands: readonly CommandSpec[]): string {
     if (command.positionals?.choices) {
       lines.push(`complete -c ct -n '${seen}' -a '${command.positionals.choices.join(' ')}'`);
     }
+    const list = lister(command);
+    if (list !== undefined) lines.push(`complete -c ct -n '${seen}' -a ${quoted(`(${list})`)}`);
   }
-  lines.push(`complete -c ct -n '__fish_seen_subcommand_from run' -a ${quoted(`(${LIST_JOBS})`)}`);
   return `${lines.join('\n')}\n`;
 }
 

@@ -7,7 +7,11 @@ export function usageLine(command: CommandSpec): string {
   const { positionals, passthrough } = command;
   const words = [`ct ${command.name}`];
   if (command.options.length > 0) words.push('[OPTIONS]');
-  if (positionals) words.push(`[${positionals.placeholder}${positionals.max > 1 ? '…' : ''}]`);
+  if (positionals) {
+    const { placeholder, max, min = 0 } = positionals;
+    const word = `${placeholder}${max > 1 ? '…' : ''}`;
+    words.push(min > 0 ? word : `[${word}]`);
+  }
   return words.join(' ') + (passthrough ? ` [-- ${passthrough.placeholder}…]` : '');
 }
 
@@ -109,6 +113,8 @@ const RAWJSON_SECTION = `## Machine-readable output
 \`ct run --progress=rawjson\` prints a line of JSON per event as it happens. \`type\` says which: \`progress\`,
 \`job-start\`, the events of \`src/protocol/run.ts\` with the name of their \`job\`, \`output\` (\`stream\`, \`step\`,
 and \`text\`, or \`base64\` where the bytes are not UTF-8), \`job-end\`, and at the end \`end\` with the document above.
+
+\`ct ps --json\` prints a line of JSON per run; [runs.md](runs.md) lists its keys and those of \`ct inspect --json\`.
 
 An error before any job has run is \`{"error": {"code", "message", "hint"}}\` on stdout with \`--json\`.`;
 

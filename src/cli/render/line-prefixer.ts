@@ -9,14 +9,15 @@ const END_OF_LINE = Buffer.from('\n');
 const RESET = Buffer.from('\x1b[0m');
 
 export class LinePrefixer {
-  readonly #prefix: Buffer;
+  readonly #prefix: () => string;
   /** Ends colours that a line has left on, before the next prefix. */
   readonly #reset: boolean;
   #carry: Buffer[] = [];
   #carryBytes = 0;
 
-  constructor(prefix: string, options: { readonly reset: boolean }) {
-    this.#prefix = Buffer.from(prefix);
+  /** A function is asked anew when a line is complete. */
+  constructor(prefix: string | (() => string), options: { readonly reset: boolean }) {
+    this.#prefix = typeof prefix === 'string' ? () => prefix : prefix;
     this.#reset = options.reset;
   }
 
@@ -49,7 +50,7 @@ export class LinePrefixer {
   }
 
   #emit(out: Buffer[], rest: Buffer): void {
-    out.push(this.#prefix, ...this.#carry, rest);
+    out.push(Buffer.from(this.#prefix()), ...this.#carry, rest);
     if (this.#reset && [...this.#carry, rest].some((part) => part.includes(ESCAPE))) out.push(RESET);
     out.push(END_OF_LINE);
     this.#carry = [];

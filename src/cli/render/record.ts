@@ -37,7 +37,10 @@ export class JobRecord {
   end?: JobEnd;
   durationMs?: number;
 
-  constructor(job: Pick<PlannedJob, 'name' | 'image' | 'steps'>, now: number) {
+  constructor(
+    job: Pick<PlannedJob, 'name' | 'image'> & { readonly steps: readonly { readonly name: string }[] },
+    now: number,
+  ) {
     this.name = job.name;
     this.image = job.image;
     this.steps = job.steps.map(({ name }) => ({ name, state: 'waiting', startedAt: 0 }));
