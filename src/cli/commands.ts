@@ -28,6 +28,25 @@ export const COMMANDS: readonly CommandSpec[] = [
         repeat: true,
         help: 'variable for every step; -e K takes its value from this environment',
       },
+      {
+        name: 'secret',
+        short: 's',
+        value: 'NAME',
+        repeat: true,
+        help: 'secret with the value of the variable NAME of this environment, for jobs that name it, or for the command',
+      },
+      {
+        name: 'secret-file',
+        value: 'NAME=PATH',
+        repeat: true,
+        help: 'secret with the content of a file',
+      },
+      {
+        name: 'secrets-from',
+        value: 'FILE',
+        repeat: true,
+        help: 'file with a line NAME=VALUE for each of several secrets',
+      },
       { name: 'directory', short: 'C', value: 'DIR', help: 'start in DIR instead of the current directory' },
       { name: 'no-ignore', help: 'send what git ignores too' },
       { name: 'artifacts', value: 'DIR', help: 'put the artifacts of a job into DIR/JOB' },
@@ -49,6 +68,7 @@ export const COMMANDS: readonly CommandSpec[] = [
       { command: 'ct run', what: 'all jobs, side by side where they may' },
       { command: 'ct run -- make test', what: 'one command in the current tree' },
       { command: 'git diff | ct run -- wc -l', what: 'stdin goes to the command' },
+      { command: 'ct run -s TOKEN -- ./deploy.sh', what: 'with $TOKEN as a secret: never in a log' },
       {
         command: 'ct run --image debian-12 --cpu 4 --memory 4G -e V=1 build',
         what: 'other values than ct.yml has',
