@@ -19,6 +19,7 @@ test('defaults: every job, the current directory, what git ignores stays', () =>
     command: undefined,
     directory: '/work',
     overrides: { env: {} },
+    secrets: { names: [], files: {}, from: [] },
     respectIgnore: true,
     artifacts: undefined,
     action: 'run',
@@ -42,6 +43,14 @@ test('values are converted to units and absolute paths', () => {
   assert.equal(options.action, 'dryrun');
 });
 
+test('sources of secrets: names once, paths absolute', () => {
+  assert.deepEqual(read('-s A -s B -s A --secret-file C=dir/c=1 --secrets-from several').secrets, {
+    names: ['A', 'B'],
+    files: { C: '/work/dir/c=1' },
+    from: ['/work/several'],
+  });
+});
+
 test('auto progress is live on a terminal only, and never in CI', () => {
   assert.equal(read('').progress, 'plain');
   assert.equal(read('', { stderrIsTty: true }).progress, 'tty');
@@ -63,13 +72,21 @@ test('USAGE refuses what makes no sense', () => {
     ['--memory 2', /--memory cannot be `2`/],
     ['--memory 64M', /at least 128M/],
     ['-e =x', /names no variable/],
+    ['-s TOKEN=hunter22', /-s TOKEN=… would show.*--secret-file TOKEN=PATH/],
+    ['-s 1A', /not the name of a secret/],
+    ['-s CT_TOKEN', /not the name of a secret/],
+    ['--secret-file TOKEN', /not NAME=PATH/],
+    ['--secret-file TOKEN=', /not NAME=PATH/],
     ['-e NOT_SET', /no variable NOT_SET/],
   ];
   for (const [line, expected] of refusals) {
     assert.throws(
       () => read(line),
       (error) =>
-        error instanceof CtError && error.code === 'USAGE' && expected.test(`${error.message} ${error.hint}`),
+        error instanceof CtError &&
+        error.code === 'USAGE' &&
+        expected.test(`${error.message} ${error.hint}`) &&
+        !error.message.includes('hunter22'),
       line,
     );
   }

@@ -2,6 +2,7 @@
 import { resolve } from 'node:path';
 import { CtError } from '../core/errors.ts';
 import { parseSizeMib } from '../job/quantity.ts';
+import { isSecretName } from '../protocol/secret-record.ts';
 import type { ParsedOptions } from './command.ts';
 
 export type ProgressMode = 'plain' | 'tty' | 'rawjson';
@@ -17,12 +18,23 @@ export interface RunOptions {
     readonly memoryMib?: number;
     readonly env: Readonly<Record<string, string>>;
   };
+  readonly secrets: SecretOptions;
   readonly respectIgnore: boolean;
   /** Absolute; undefined for `.ct/out` of the project. */
   readonly artifacts: string | undefined;
   readonly action: 'run' | 'list' | 'dryrun';
   readonly progress: ProgressMode;
   readonly json: boolean;
+}
+
+/** Where secrets come from; never their values. */
+export interface SecretOptions {
+  /** From variables of this environment. */
+  readonly names: readonly string[];
+  /** Absolute path per name. */
+  readonly files: Readonly<Record<string, string>>;
+  /** Files of several. */
+  readonly from: readonly string[];
 }
 
 export interface RunEnvironment {
@@ -69,6 +81,7 @@ export function readRunOptions(parsed: ParsedOptions, around: RunEnvironment): R
       ...(memoryMib === undefined ? {} : { memoryMib }),
       env: readEnv(parsed.values('env'), around.env),
     },
+    secrets: readSecrets(parsed, around.cwd),
     respectIgnore: !parsed.has('no-ignore'),
     artifacts: artifacts === undefined ? undefined : resolve(around.cwd, artifacts),
     action: list ? 'list' : dryrun ? 'dryrun' : 'run',
@@ -114,6 +127,41 @@ function readEnv(
     env[name] = value;
   }
   return env;
+}
+
+function readSecrets(parsed: ParsedOptions, cwd: string): SecretOptions {
+  const names = parsed.values('secret').map((setting) => {
+    const [name = ''] = setting.split('=', 1);
+    // Neither here nor anywhere else is the value shown.
+    if (name !== setting) {
+      throw usage(
+        `-s ${name}=… would show the value to everybody who lists processes, and keep it in the history of the shell`,
+        `export ${name} and write -s ${name}, or write --secret-file ${name}=PATH`,
+      );
+    }
+    return checkedSecretName(name, '-s');
+  });
+  const files: Record<string, string> = {};
+  for (const setting of parsed.values('secret-file')) {
+    const at = setting.indexOf('=');
+    if (at < 0 || at === setting.length - 1) {
+      throw usage(`--secret-file \`${setting}\` is not NAME=PATH`, 'write --secret-file NAME=PATH');
+    }
+    files[checkedSecretName(setting.slice(0, at), '--secret-file')] = resolve(cwd, setting.slice(at + 1));
+  }
+  return {
+    names: [...new Set(names)],
+    files,
+    from: parsed.values('secrets-from').map((path) => resolve(cwd, path)),
+  };
+}
+
+function checkedSecretName(name: string, option: string): string {
+  if (isSecretName(name)) return name;
+  throw usage(
+    `${option}: \`${name}\` is not the name of a secret`,
+    'letters, digits and `_`, first no digit; names that begin with `CT_` are reserved',
+  );
 }
 
 function usage(message: string, hint: string): CtError {

@@ -10,6 +10,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { CtError, type ErrorReport, messageOf } from '../core/errors.ts';
 import { buildId, entryPoint, launcherPath } from '../core/install.ts';
 import { socketDirectory } from '../core/paths.ts';
+import type { SecretValues } from '../job/secret-values.ts';
 import { MAX_JSON_BYTES } from '../protocol/limits.ts';
 import { encodeChunked, encodeRecord, RecordDecoder } from '../protocol/records.ts';
 import {
@@ -19,6 +20,7 @@ import {
   type RunEvent,
   ServerRecord,
 } from '../protocol/run.ts';
+import { encodeSecret } from '../protocol/secret-record.ts';
 import {
   API_GC,
   API_INFO,
@@ -48,6 +50,8 @@ export interface JobIo {
   /** The working tree as a tree stream; needed if the request says `sendsTree`. */
   readonly tree?: AsyncIterable<Uint8Array>;
   readonly stdin?: AsyncIterable<Uint8Array>;
+  /** Those that steps of the request name; sent once a VM is claimed, past the daemon. */
+  readonly secrets?: SecretValues;
   readonly onEvent: (event: RunEvent) => void;
   /** A promise holds the job back until it settles. */
   readonly onOutput: (stream: 'stdout' | 'stderr', step: number, bytes: Buffer) => void | Promise<void>;
@@ -355,10 +359,23 @@ class JobStream {
 
   #event(event: RunEvent): void {
     if (event.type === 'claimed') {
+      this.#sendSecrets(this.#io.secrets);
       this.#feed(ClientRecord.tree, this.#io.tree);
       this.#feed(ClientRecord.stdin, this.#io.stdin);
     }
     this.#io.onEvent(event);
+  }
+
+  /** Before anything that the job's flow control may hold back. */
+  #sendSecrets(secrets: SecretValues | undefined): void {
+    if (!secrets) return;
+    for (const name of secrets.names()) {
+      const payload = encodeSecret(name, secrets.get(name));
+      const record = encodeRecord(ClientRecord.secret, payload);
+      payload.fill(0);
+      this.#socket.write(record, () => record.fill(0));
+    }
+    this.#socket.write(encodeRecord(ClientRecord.secretsEnd));
   }
 
   #feed(type: number, source: AsyncIterable<Uint8Array> | undefined): void {

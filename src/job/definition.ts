@@ -3,6 +3,7 @@
  * table of docs/job-file.md all come from this description.
  */
 import { MAX_JOB_SECRETS, MAX_SECRET_NAME_BYTES, MAX_STEPS } from '../protocol/limits.ts';
+import { SECRET_PATTERN } from '../protocol/secret-record.ts';
 import type { Template } from './expression.ts';
 import { formatSizeMib } from './quantity.ts';
 import { type KeyRule, list, listOr, oneOrMany, record, scalarOr } from './schema/collections.ts';
@@ -54,7 +55,6 @@ const variableName: KeyRule = {
       : undefined,
 };
 
-const SECRET_PATTERN = `^(?!CT$|CT_(?!HOME$))[A-Za-z_][A-Za-z0-9_]{0,${MAX_SECRET_NAME_BYTES - 1}}$`;
 const secretName = text({
   expected: 'the name of a secret (letters, digits and `_`, first no digit; `CT_…` is reserved)',
   typeName: 'secret name',

@@ -2,7 +2,7 @@
 import { CtError } from '../core/errors.ts';
 import { MAX_JOB_SECRETS, MAX_SCRIPT_BYTES, MAX_SECRET_NAME_BYTES, MAX_STEPS } from './limits.ts';
 import type { JobRequest, StepRequest, StepSecret } from './run.ts';
-import { SECRET_NAME_PATTERN } from './secret-record.ts';
+import { isSecretName } from './secret-record.ts';
 
 /** execve(2): one argument or `NAME=value` string is at most 128 KiB with its NUL. */
 const MAX_ARGUMENT_BYTES = 131_071;
@@ -73,7 +73,7 @@ function parseStepSecret(value: unknown, at: string): StepSecret {
 
 function secretName(value: unknown, at: string): string {
   const name = text(value, at, MAX_SECRET_NAME_BYTES);
-  return SECRET_NAME_PATTERN.test(name) ? name : bad(at);
+  return isSecretName(name) ? name : bad(at);
 }
 
 function bad(at: string): never {

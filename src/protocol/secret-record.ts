@@ -9,7 +9,12 @@
 import { CtError } from '../core/errors.ts';
 import { MAX_SECRET_NAME_BYTES } from './limits.ts';
 
-export const SECRET_NAME_PATTERN: RegExp = /^[A-Za-z_][A-Za-z0-9_]*$/;
+/** Names of secrets, and of the variables they become: `CT` and `CT_…` are set by ct itself. */
+export const SECRET_PATTERN: string = `^(?!CT$|CT_(?!HOME$))[A-Za-z_][A-Za-z0-9_]{0,${MAX_SECRET_NAME_BYTES - 1}}$`;
+
+export function isSecretName(name: string): boolean {
+  return new RegExp(SECRET_PATTERN).test(name);
+}
 
 export function encodeSecret(name: string, value: Uint8Array): Buffer {
   const payload = Buffer.alloc(1 + name.length + value.length);
@@ -23,7 +28,7 @@ export function encodeSecret(name: string, value: Uint8Array): Buffer {
 export function parseSecret(payload: Buffer): { readonly name: string; readonly value: Buffer } {
   const length = payload[0] ?? 0;
   const name = payload.toString('latin1', 1, 1 + length);
-  if (length > MAX_SECRET_NAME_BYTES || name.length !== length || !SECRET_NAME_PATTERN.test(name)) {
+  if (name.length !== length || !isSecretName(name)) {
     throw new CtError('HOST_PROTOCOL', 'a `secret` record has an unusable name');
   }
   // Not from the pool of small buffers: others read there.

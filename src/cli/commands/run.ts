@@ -13,6 +13,7 @@ import type { Output } from '../output.ts';
 import { exitStatusOf, JobRecord, type RunRecord, reportOf } from '../render/record.ts';
 import type { Renderer } from '../render/renderer.ts';
 import { type RunOptions, readRunOptions } from '../run-options.ts';
+import type { ResolvedSecrets } from '../secrets.ts';
 
 /** Names of left-out paths in the note after a failure. */
 const IGNORED_SHOWN = 3;
@@ -30,13 +31,21 @@ export async function run(parsed: ParsedOptions, output: Output): Promise<number
     output.write('stdout', describePlan(plan, options));
     return 0;
   }
-  return new Run(options, plan, root, output).execute();
+  // Before signals are handled here: Ctrl-C also ends a command that asks for a passphrase.
+  using secrets = await findSecrets(plan, options);
+  return await new Run(options, plan, root, output, secrets).execute();
 }
 
 async function makePlan(options: RunOptions): Promise<{ plan: Plan; root: string }> {
   const { planCommand, planJobs } = await import('../../job/plan.ts');
   if (options.command) {
-    const plan = planCommand({ ...options.overrides, argv: options.command, stdin: stdinIsGiven() });
+    const { names, files } = options.secrets;
+    const plan = planCommand({
+      ...options.overrides,
+      argv: options.command,
+      stdin: stdinIsGiven(),
+      secrets: [...new Set([...names, ...Object.keys(files)])],
+    });
     return { plan, root: options.directory };
   }
   const { loadJobs } = await import('../../job/load.ts');
@@ -44,19 +53,38 @@ async function makePlan(options: RunOptions): Promise<{ plan: Plan; root: string
   return { plan: planJobs(loaded, { ...options.overrides, targets: options.targets }), root: loaded.root };
 }
 
+/** Undefined if no job names any and none is given. */
+async function findSecrets(plan: Plan, options: RunOptions): Promise<ResolvedSecrets | undefined> {
+  const { names, files } = options.secrets;
+  const isGiven = names.length > 0 || Object.keys(files).length > 0;
+  if (!isGiven && !plan.jobs.some(({ steps }) => steps.some(({ secrets = [] }) => secrets.length > 0))) {
+    return undefined;
+  }
+  const { resolveSecrets } = await import('../secrets.ts');
+  return await resolveSecrets(plan, options.secrets, process.env);
+}
+
 class Run {
   readonly #options: RunOptions;
   readonly #plan: Plan;
   readonly #root: string;
   readonly #output: Output;
+  readonly #secrets: ResolvedSecrets | undefined;
   readonly #records: ReadonlyMap<string, JobRecord>;
   readonly #startedAt = performance.now();
 
-  constructor(options: RunOptions, plan: Plan, root: string, output: Output) {
+  constructor(
+    options: RunOptions,
+    plan: Plan,
+    root: string,
+    output: Output,
+    secrets: ResolvedSecrets | undefined,
+  ) {
     this.#options = options;
     this.#plan = plan;
     this.#root = root;
     this.#output = output;
+    this.#secrets = secrets;
     this.#records = new Map(plan.jobs.map((job) => [job.name, new JobRecord(job, this.#startedAt)]));
   }
 
@@ -128,9 +156,11 @@ class Run {
     record.startedAt = performance.now();
     renderer.jobStart(record);
     const tree = packTree({ root: this.#root, respectIgnore: this.#options.respectIgnore, signal });
+    using secrets = this.#secrets?.for(job);
     const result = await host.runJob(toJobRequest(job, { image, sendsTree: true }), {
       tree,
       ...(job.steps.some(({ stdin }) => stdin) ? { stdin: process.stdin } : {}),
+      ...(secrets ? { secrets } : {}),
       signal,
       onEvent: (event) => {
         record.take(event, performance.now());
