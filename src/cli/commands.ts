@@ -2,9 +2,15 @@
 import type { CommandSpec } from './command.ts';
 
 const JSON_OPTION = { name: 'json', help: 'print one JSON document on stdout' } as const;
-
 const RUN_HELP = 'a run: its id or a part that only it begins or ends with, its job, or `latest`';
 const RUN_HELP_OR_LATEST = `${RUN_HELP}; \`latest\` if absent`;
+
+const JOBS_OPTIONS = [
+  { name: 'jobs', short: 'n', value: 'N', help: 'how many jobs; 100 if absent' },
+  { name: 'parallel', short: 'j', value: 'J', help: 'how many at a time; 4 if absent' },
+  { name: 'image', value: 'IMAGE', help: 'image to run in; debian-12 if absent' },
+  JSON_OPTION,
+] as const;
 
 export const COMMANDS: readonly CommandSpec[] = [
   {
@@ -245,6 +251,28 @@ export const COMMANDS: readonly CommandSpec[] = [
     ],
     examples: [{ command: 'ct bench start --json', what: 'figures for a script' }],
     load: () => import('./commands/bench/start.ts'),
+  },
+  {
+    name: 'bench jobs',
+    summary: 'run many jobs, and look for anything that is left of them',
+    description: [
+      'Runs N small jobs through the host daemon, J at a time, each by a `ct run` of its own. Prints throughput, the time of a command, the memory of the daemon, whether records and clients agree, and what is left of processes, files, sockets and cgroups.',
+      'Exit status 1 if anything is left or untrue.',
+    ],
+    options: JOBS_OPTIONS,
+    examples: [{ command: 'ct bench jobs -n 200 -j 8', what: '200 jobs, 8 at a time' }],
+    load: () => import('./commands/bench/jobs.ts'),
+  },
+  {
+    name: 'bench chaos',
+    summary: 'the same, while clients, VMMs, link processes and the daemon are killed at random',
+    description: [
+      'As `ct bench jobs`, with a kill -9 of a random client, VMM, link process or the daemon every second. Uses the daemon of this CT_HOME: set another one if jobs of yours are running.',
+      'Exit status 1 if anything is left or untrue.',
+    ],
+    options: JOBS_OPTIONS,
+    examples: [{ command: 'CT_HOME=/tmp/chaos ct bench chaos -n 500 -j 4', what: '500 jobs under attack' }],
+    load: () => import('./commands/bench/chaos.ts'),
   },
   {
     name: 'completion',

@@ -27,8 +27,8 @@ const LAYERS: readonly { readonly rooms: readonly string[]; readonly about: stri
   { rooms: ['core'], about: 'the foundation' },
 ];
 
-/** The doors between the programs: the daemon's client, and the benchmark that runs machines of its own. */
-const HOST_DOORS = ['host/client.ts', 'host/bench-start.ts'];
+/** The doors between the programs: the daemon's client, and the benchmarks. */
+const HOST_DOORS = ['host/client.ts', 'host/bench-start.ts', 'host/bench-jobs.ts'];
 
 /** Rooms whose answers must follow from their arguments alone, so that they can be tested and trusted. */
 const PURE_ROOMS = ['verification', 'policy'];

@@ -1,11 +1,11 @@
 /** `ct bench start`. */
-import { CtError } from '../../../core/errors.ts';
 import { ctHomePath } from '../../../core/paths.ts';
 import type { Distribution, StartFigures } from '../../../host/bench-start.ts';
 import { cancelOnSignals } from '../../cancellation.ts';
 import type { ParsedOptions } from '../../command.ts';
 import type { Output } from '../../output.ts';
 import { formatTable } from '../../render/table.ts';
+import { readCount, statusLine } from './shared.ts';
 
 const DEFAULT_RUNS = 20;
 const MAX_RUNS = 1000;
@@ -14,13 +14,11 @@ const DEFAULT_IMAGE = 'debian-12';
 const SHAPE = { cpus: 1, memoryMib: 512, volumeMib: 10_240 };
 
 export async function run(parsed: ParsedOptions, output: Output): Promise<number> {
-  const runs = readRuns(parsed.value('runs'));
+  const runs = readCount(parsed, 'runs', DEFAULT_RUNS, MAX_RUNS);
   using cancellation = cancelOnSignals(output);
   const { signal } = cancellation;
   const ctHome = ctHomePath();
-  const say = (text: string): void => {
-    if (output.isTty.stderr) output.write('stderr', `\r\u001b[K${text}`);
-  };
+  const say = statusLine(output);
   const [{ ensureImage }, { benchStart }] = await Promise.all([
     import('../../images.ts'),
     import('../../../host/bench-start.ts'),
@@ -42,15 +40,6 @@ export async function run(parsed: ParsedOptions, output: Output): Promise<number
   say('');
   output.write('stdout', parsed.has('json') ? `${JSON.stringify(figures)}\n` : render(figures));
   return 0;
-}
-
-function readRuns(text: string | undefined): number {
-  if (text === undefined) return DEFAULT_RUNS;
-  const runs = Number(text);
-  if (Number.isInteger(runs) && runs >= 1 && runs <= MAX_RUNS) return runs;
-  throw new CtError('USAGE', `--runs cannot be \`${text}\``, {
-    hint: `a whole number from 1 to ${MAX_RUNS}`,
-  });
 }
 
 function render(figures: StartFigures): string {

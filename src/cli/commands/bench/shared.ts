@@ -1,0 +1,84 @@
+/** What the benchmarks' commands have in common. */
+import { CtError } from '../../../core/errors.ts';
+import { ctHomePath } from '../../../core/paths.ts';
+import type { JobsFigures } from '../../../host/bench-jobs.ts';
+import { cancelOnSignals } from '../../cancellation.ts';
+import type { ParsedOptions } from '../../command.ts';
+import type { Output } from '../../output.ts';
+import { formatTable } from '../../render/table.ts';
+
+const DEFAULT_IMAGE = 'debian-12';
+const MAX_JOBS = 100_000;
+const MAX_PARALLEL = 256;
+
+/** A whole number from 1 to `max`. Throws USAGE. */
+export function readCount(parsed: ParsedOptions, option: string, fallback: number, max: number): number {
+  const text = parsed.value(option);
+  if (text === undefined) return fallback;
+  const count = Number(text);
+  if (Number.isInteger(count) && count >= 1 && count <= max) return count;
+  throw new CtError('USAGE', `--${option} cannot be \`${text}\``, {
+    hint: `a whole number from 1 to ${max}`,
+  });
+}
+
+/** Replaces one line on a terminal; says nothing elsewhere. */
+export function statusLine(output: Output): (text: string) => void {
+  return (text) => {
+    if (output.isTty.stderr) output.write('stderr', `\r\u001b[K${text}`);
+  };
+}
+
+/** `ct bench jobs` and, with `killEveryMs`, `ct bench chaos`. */
+export async function runJobsBench(
+  parsed: ParsedOptions,
+  output: Output,
+  killEveryMs: number | undefined,
+): Promise<number> {
+  const jobs = readCount(parsed, 'jobs', 100, MAX_JOBS);
+  const parallel = readCount(parsed, 'parallel', 4, MAX_PARALLEL);
+  using cancellation = cancelOnSignals(output);
+  const { signal } = cancellation;
+  const ctHome = ctHomePath();
+  const say = statusLine(output);
+  const [{ ensureImage }, { benchJobs }] = await Promise.all([
+    import('../../images.ts'),
+    import('../../../host/bench-jobs.ts'),
+  ]);
+  const image = parsed.value('image') ?? DEFAULT_IMAGE;
+  await ensureImage(image, { ctHome, directory: process.cwd(), signal, onProgress: say });
+  const figures = await benchJobs({
+    ctHome,
+    image,
+    jobs,
+    parallel,
+    signal,
+    ...(killEveryMs === undefined ? {} : { killEveryMs }),
+    onProgress: (done, total, what) => say(`${done} of ${total}: ${what}`),
+  });
+  say('');
+  output.write('stdout', parsed.has('json') ? `${JSON.stringify(figures)}\n` : render(figures));
+  const left = Object.values(figures.leftovers).reduce((sum, count) => sum + count, 0);
+  return left === 0 && figures.untruthful.length === 0 ? 0 : 1;
+}
+
+function render(figures: JobsFigures): string {
+  const pairs = (counts: Readonly<Record<string, number>>): string =>
+    Object.entries(counts)
+      .map(([name, count]) => `${name} ${count}`)
+      .join(', ');
+  const { commandMs, daemonRssMib } = figures;
+  return [
+    formatTable([
+      ['jobs', `${figures.jobs}, ${figures.parallel} at a time`],
+      ['jobs per second', String(figures.jobsPerSecond)],
+      ['a command, ms', `p50 ${commandMs.p50}, p95 ${commandMs.p95}, max ${commandMs.max}`],
+      ['outcomes', pairs(figures.outcomes)],
+      ['killed', pairs(figures.kills)],
+      ['left', pairs({ ...figures.leftovers })],
+      ['untrue', String(figures.untruthful.length)],
+      ['memory of the daemon, MiB', `${daemonRssMib.early} early, ${daemonRssMib.end} in the end`],
+    ]),
+    ...figures.untruthful.map((line) => `  ${line}\n`),
+  ].join('');
+}
