@@ -15,7 +15,7 @@
  *                          then keeps that user id but has none of its powers; instead of --user
  *       --device PATH      let the jail see this device, too; may be repeated
  *       --see PATH         let the jail see this file or directory, read-only; may be repeated
- *       --data BYTES       PROGRAM's private writable memory (RLIMIT_DATA)
+ *       --write DIRECTORY  let the jail see this directory as /out, and write there
  *   ct-launcher seal FD
  *       forbid any further write to, or resize of, the memfd FD (F_ADD_SEALS, fcntl(2))
  *   ct-launcher send-fd SOCKET FD TEXT
@@ -201,12 +201,33 @@ static void add_library_directory(const char *path)
 	}
 }
 
-static void bind_read_only(const char *path)
+/*
+ * A handle of what will be shown: opened before the jail covers JAIL_ROOT, below which it may lie, and in the jail's own
+ * mount namespace, as a mount needs.
+ */
+static int open_path(const char *path)
+{
+	int fd = open(path, O_PATH | O_CLOEXEC);
+
+	if (fd < 0)
+		fail(path);
+	return fd;
+}
+
+static void bind_handle(int fd, const char *inside, unsigned long flags)
+{
+	char from[64];
+
+	snprintf(from, sizeof from, "/proc/self/fd/%d", fd);
+	bind_mount(from, inside, flags);
+}
+
+static void show(int path_fd, const char *path)
 {
 	char inside[PATH_MAX];
 	struct stat status;
 
-	if (stat(path, &status))
+	if (fstat(path_fd, &status))
 		fail(path);
 	jail_path(inside, sizeof inside, path);
 	for (char *slash = inside + sizeof JAIL_ROOT; (slash = strchr(slash, '/')); slash++) {
@@ -225,32 +246,41 @@ static void bind_read_only(const char *path)
 			fail(inside);
 		close(fd);
 	}
-	bind_mount(path, inside, MS_RDONLY | MS_NODEV);
+	bind_handle(path_fd, inside, MS_RDONLY | MS_NODEV);
 }
 
+enum { LIST_ITEMS = 6 };
+
 struct list {
-	const char *items[6];
+	const char *items[LIST_ITEMS];
 	int count;
 };
 
 static void append(struct list *list, const char *item)
 {
-	if (list->count == (int)(sizeof list->items / sizeof *list->items))
+	if (list->count == LIST_ITEMS)
 		usage("an option is repeated too often");
 	list->items[list->count++] = item;
 }
 
-static void jail(const struct list *devices, const struct list *seen, int in_user_namespace)
+static void jail(const struct list *devices, const struct list *seen, const char *writable, int in_user_namespace)
 {
 	static const char *const libraries[] = { "/lib", "/lib64", "/bin", "/sbin" };
 	char self[64];
+	int seen_fds[LIST_ITEMS], writable_fd = -1;
+	mode_t mask = umask(0); /* a daemon's own would close the jail's directories to the user that PROGRAM becomes */
 
 	if (in_user_namespace)
 		enter_user_namespace();
 	if (unshare(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS))
 		fail("namespaces");
-	if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
-	    mount("jail", JAIL_ROOT, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=64k,nr_inodes=64"))
+	if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL))
+		fail("jail");
+	for (int i = 0; i < seen->count; i++)
+		seen_fds[i] = open_path(seen->items[i]);
+	if (writable)
+		writable_fd = open_path(writable);
+	if (mount("jail", JAIL_ROOT, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=64k,nr_inodes=64"))
 		fail("jail");
 	if (mkdir(JAIL_ROOT "/usr", 0755) || mkdir(JAIL_ROOT "/dev", 0755) || mkdir(JAIL_ROOT "/self", 0755) ||
 	    mkdir(JAIL_ROOT "/old", 0755))
@@ -265,7 +295,12 @@ static void jail(const struct list *devices, const struct list *seen, int in_use
 	for (int i = 0; i < devices->count; i++)
 		add_device(devices->items[i], in_user_namespace);
 	for (int i = 0; i < seen->count; i++)
-		bind_read_only(seen->items[i]);
+		show(seen_fds[i], seen->items[i]);
+	if (writable) {
+		if (mkdir(JAIL_ROOT "/out", 0755))
+			fail("jail");
+		bind_handle(writable_fd, JAIL_ROOT "/out", MS_NODEV | MS_NOEXEC);
+	}
 	/*
 	 * What /proc knows of this very process, which PROGRAM will be, without the rest. Not just its fd directory: the
 	 * root of a mount keeps the owner it had, and PROGRAM will be another user.
@@ -278,6 +313,7 @@ static void jail(const struct list *devices, const struct list *seen, int in_use
 		fail("pivot_root");
 	if (mount(NULL, "/", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV, NULL))
 		fail("jail");
+	umask(mask);
 }
 
 static void become(const char *argument)
@@ -293,7 +329,7 @@ static void become(const char *argument)
 static int run(int argc, char **argv)
 {
 	struct list devices = { .count = 0 }, seen = { .count = 0 };
-	const char *user = NULL, *data = NULL;
+	const char *user = NULL, *writable = NULL;
 	int jailed = 0, in_user_namespace = geteuid() != 0;
 	int at = 0, keep = -1, die_with_parent = 0, hardened = 0;
 	pid_t parent = getppid();
@@ -319,8 +355,8 @@ static int run(int argc, char **argv)
 			append(&seen, argv[++at]);
 		} else if (!strcmp(option, "--device")) {
 			append(&devices, argv[++at]);
-		} else if (!strcmp(option, "--data")) {
-			data = argv[++at];
+		} else if (!strcmp(option, "--write")) {
+			writable = argv[++at];
 		} else if (!strcmp(option, "--lock")) {
 			hold_lock(argv[++at]);
 		} else if (!strcmp(option, "--memfd")) {
@@ -336,18 +372,11 @@ static int run(int argc, char **argv)
 	if (keep >= 0 && close_range((unsigned int)keep + 1, ~0U, 0))
 		fail("close_range");
 	if (jailed)
-		jail(&devices, &seen, in_user_namespace);
+		jail(&devices, &seen, writable, in_user_namespace);
 	if (user)
 		become(user);
 	if (hardened)
 		harden();
-	if (data) {
-		rlim_t bytes = (rlim_t)number(data, '\0', NULL);
-		struct rlimit limit = { bytes, bytes };
-
-		if (setrlimit(RLIMIT_DATA, &limit))
-			fail("RLIMIT_DATA");
-	}
 	if (die_with_parent) {
 		if (prctl(PR_SET_PDEATHSIG, SIGKILL))
 			fail("PR_SET_PDEATHSIG");

@@ -3,10 +3,11 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import type { Socket } from 'node:net';
 import type { Readable } from 'node:stream';
 import { BoundedTail } from '../core/bounded-tail.ts';
-import { CtError } from '../core/errors.ts';
+import { CtError, messageOf } from '../core/errors.ts';
 import { entryPoint, launcherPath } from '../core/install.ts';
 import { MAX_STEPS } from '../protocol/limits.ts';
 import { GuardedChannel } from './guarded-channel.ts';
+import { LinkJail, type LinkJailOptions } from './link-jail.ts';
 import {
   type LinkCall,
   type LinkCommand,
@@ -29,8 +30,8 @@ const MAX_TIMER_MS = 2 ** 31 - 1;
 /** Of a link process's stderr the end is kept; one that says more than this is not ours any more. */
 const MAX_STDERR_BYTES = 1024 * 1024;
 
-/** For tests, which are less patient or play the link process themselves. */
-export interface LinkOptions {
+/** Beside the jail: for tests, which are less patient or play the link process themselves. */
+export interface LinkOptions extends LinkJailOptions {
   readonly program?: string;
   readonly heartbeatIntervalMs?: number;
   readonly overtimeMs?: number;
@@ -56,8 +57,9 @@ const ANSWERS = {
 
 export class Link {
   readonly pid: number;
-  /** Settles when the process has ended; never rejects. */
+  /** Settles when the process has ended and its jail is gone; never rejects. */
   readonly exited: Promise<void>;
+  readonly #jail: LinkJail;
   readonly #child: ChildProcess;
   readonly #channel: GuardedChannel | undefined;
   readonly #options: LinkOptions;
@@ -74,15 +76,18 @@ export class Link {
 
   constructor(options: LinkOptions = {}) {
     this.#options = options;
+    const program = options.program ?? entryPoint('host/link-process');
+    this.#jail = new LinkJail(program, options);
     this.#child = spawn(
       launcherPath,
       [
-        ...['exec', '--die-with-parent', '--harden', '--keep', '3', '--'],
+        ...['exec', '--die-with-parent', '--harden', ...this.#jail.options, '--keep', '3', '--'],
         process.execPath,
         ...[`--max-old-space-size=${LINK_HEAP_MIB}`, '--disable-warning=ExperimentalWarning'],
-        options.program ?? entryPoint('host/link-process'),
+        program,
       ],
-      { stdio: ['ignore', 'ignore', 'pipe', 'ipc'], env: compileCacheEnv(), detached: true },
+      // No compile cache: Node keeps one per user id, and the jail takes no writes. It would save nothing measurable.
+      { stdio: ['ignore', 'ignore', 'pipe', 'ipc'], env: {}, detached: true },
     );
     this.pid = this.#child.pid ?? -1;
     (this.#child.stderr as Readable | null)?.on('data', (chunk: Buffer) => this.#complain(chunk));
@@ -93,12 +98,17 @@ export class Link {
       });
     }
     this.exited = new Promise((resolve) => {
-      const ended = (detail: string): void => {
+      const ended = (how: string): void => {
+        const { cgroup } = this.#jail;
+        const detail = cgroup?.hitMemoryLimit() ? `it reached its limit of ${cgroup.memoryMib} MiB` : how;
         clearInterval(this.#heartbeat);
         this.#hasExited = true;
         this.#verdict ??= this.#died(detail);
         this.#settle((waiting) => waiting.reject(this.#died()));
-        resolve();
+        this.#jail
+          .remove()
+          .catch((error) => process.stderr.write(`ct host: ${messageOf(error)}\n`))
+          .finally(resolve);
       };
       this.#child.once('error', (error) => ended(error.message));
       this.#child.once('close', (code, signal) => ended(signal ?? `exit code ${code}`));
@@ -132,6 +142,11 @@ export class Link {
     } finally {
       clearTimeout(deadline);
     }
+  }
+
+  /** Moves what the process writes to `directory`, which is empty, and returns what a command has to call it. */
+  giveLogs(directory: string): string {
+    return this.#jail.giveLogs(directory);
   }
 
   /** Who is told how the job goes; nobody at first. */
@@ -255,9 +270,4 @@ function timeoutOf(command: LinkCall): number {
     case 'job':
       return command.request.timeoutMs;
   }
-}
-
-function compileCacheEnv(): Record<string, string> {
-  const directory = process.env['NODE_COMPILE_CACHE'];
-  return directory === undefined ? {} : { NODE_COMPILE_CACHE: directory };
 }

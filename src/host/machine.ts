@@ -136,7 +136,7 @@ export class Machine {
           image: { name, user, env },
           claimed: options.claimed,
           pending: options.pending.toString('base64'),
-          logDirectory: run.logDirectory,
+          logDirectory: this.#link.giveLogs(run.logDirectory),
         },
         options.socket,
       );

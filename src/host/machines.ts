@@ -158,7 +158,7 @@ export class Machines {
     if (this.#closed) return;
     clearTimeout(this.#refillTimer);
     this.#refillTimer = setTimeout(() => {
-      this.#spareLink ??= new Link();
+      this.#spareLink ??= this.#newLink();
       this.#pool?.refill();
     }, REFILL_DELAY_MS);
   }
@@ -170,7 +170,7 @@ export class Machines {
     const driver = await this.#selectDriver(source, () => {});
     await using initramfs = await this.#initramfs(source);
     const machine = await Machine.open({
-      link: new Link(),
+      link: this.#newLink(),
       startVm: () => driver.boot({ ...source, initramfsPath: initramfs.path }),
       image: source.manifest,
       volumeCipher: this.#volumeCipher,
@@ -195,7 +195,12 @@ export class Machines {
   #takeLink(): Link {
     const spare = this.#spareLink;
     this.#spareLink = undefined;
-    return spare?.running ? spare : new Link();
+    return spare?.running ? spare : this.#newLink();
+  }
+
+  #newLink(): Link {
+    const { scratchDirectory, cgroups } = this.#options;
+    return new Link({ scratchDirectory, cgroups });
   }
 
   get #bootTimeoutMs(): number {
@@ -278,7 +283,7 @@ export class Machines {
   async #bootTemplate(driver: VmmDriver, source: BootSource): Promise<Template> {
     await using cleanup = new AsyncDisposableStack();
     const initramfs = cleanup.use(await this.#initramfs(source));
-    const link = new Link();
+    const link = this.#newLink();
     cleanup.defer(() => link.kill());
     const vm = driver.bootTemplate({ ...source, initramfsPath: initramfs.path });
     cleanup.defer(() => vm.destroy());
@@ -325,7 +330,7 @@ export class Machines {
         if (accelerator === 'kvm') onPreparing('whether KVM works here, by booting a guest');
         await using cleanup = new AsyncDisposableStack();
         const initramfs = cleanup.use(await this.#initramfs(source));
-        const link = new Link();
+        const link = this.#newLink();
         cleanup.defer(() => link.kill());
         const vm = driver(accelerator).boot({ ...source, initramfsPath: initramfs.path });
         cleanup.defer(() => vm.destroy());

@@ -1,0 +1,120 @@
+/**
+ * Where link processes run: in the jail of VMMs (launcher/ct-launcher.c, `--jail`), which shows them nothing but the
+ * code they run and one directory for the log of their run. Sockets and commands come over the IPC channel, so they
+ * need no network.
+ *
+ * A daemon that is root gives each a user id of its own, which has to be able to read the code. An installation that
+ * only root may read is no reason to run no jobs, nor to keep root's powers: the process then stays root to the files
+ * it is shown, in a user namespace that has no power outside of it. {@link linkIdentity} says which of both holds.
+ */
+import { chownSync, mkdirSync, renameSync, rmSync, statSync } from 'node:fs';
+import { rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import { CtError } from '../core/errors.ts';
+import { entryPoint, installRoot } from '../core/install.ts';
+import type { Cgroup, CgroupTree } from '../vmm/cgroup.ts';
+import { cgroupOptions, ownUser } from '../vmm/process.ts';
+
+/** What {@link file://link.ts} gives its heap, Node itself, and buffers of streams that are under way. */
+const LINK_MEMORY_MIB = 256;
+/** Node's threads are about a dozen. */
+const LINK_PIDS = 64;
+/** It computes in one thread; a guest that keeps it busy must not get a second processor by that. */
+const LINK_CPUS = 1;
+/** Where the launcher shows `--write` (the log directory). */
+const LOGS_INSIDE = '/out';
+
+export interface LinkJailOptions {
+  /** For log directories until they get their run; absent: the system's, for tests. */
+  readonly scratchDirectory?: string | undefined;
+  readonly cgroups?: CgroupTree | undefined;
+}
+
+/** `own-user`: nobody else has its user id; `user-namespace`: that of the daemon, without its powers. */
+export function linkIdentity(program: string = entryPoint('host/link-process')): {
+  readonly kind: 'own-user' | 'user-namespace';
+  /** What others may not read, if that is why. */
+  readonly unreadable?: string;
+} {
+  if (process.getuid?.() !== 0) return { kind: 'user-namespace' };
+  const unreadable = [...codeOf(program), program, process.execPath].find((path) => !othersMayRead(path));
+  return unreadable === undefined ? { kind: 'own-user' } : { kind: 'user-namespace', unreadable };
+}
+
+let made = 0;
+
+/** The jail of one link process; `remove` when that is gone. */
+export class LinkJail {
+  /** Options for the launcher. */
+  readonly options: readonly string[];
+  readonly cgroup: Cgroup | undefined;
+  readonly #logs: string;
+  #isGiven = false;
+
+  constructor(program: string, { scratchDirectory, cgroups }: LinkJailOptions) {
+    const { kind } = linkIdentity(program);
+    this.#logs = join(scratchDirectory ?? tmpdir(), `link-${process.pid}-${made++}`);
+    mkdirSync(this.#logs, { mode: 0o700 });
+    try {
+      let identity: readonly string[] = ['--user-namespace'];
+      if (kind === 'own-user') {
+        const user = ownUser();
+        const [uid = 0, gid = 0] = user.split(':').map(Number);
+        chownSync(this.#logs, uid, gid);
+        identity = ['--user', user];
+      }
+      this.cgroup = cgroups?.create('link', {
+        cpus: LINK_CPUS,
+        memoryMib: LINK_MEMORY_MIB,
+        pids: LINK_PIDS,
+      });
+      this.options = [
+        ...cgroupOptions(this.cgroup),
+        '--jail',
+        ...identity,
+        ...codeOf(program).flatMap((path) => ['--see', path]),
+        ...['--write', this.#logs],
+      ];
+    } catch (error) {
+      rmSync(this.#logs, { recursive: true, force: true });
+      throw error;
+    }
+  }
+
+  /**
+   * Makes `directory`, which is empty, the place where the process writes its log, and returns what that is called
+   * inside. Legal once, and when the process has answered a command: until then its jail is being made. It is the directory that the process sees that is moved: which run it serves is not known when
+   * its jail is made.
+   */
+  giveLogs(directory: string): string {
+    if (this.#isGiven) throw new CtError('INTERNAL', 'a link process got two logs');
+    renameSync(this.#logs, directory);
+    this.#isGiven = true;
+    return LOGS_INSIDE;
+  }
+
+  async remove(): Promise<void> {
+    await this.cgroup?.remove();
+    if (!this.#isGiven) await rm(this.#logs, { recursive: true, force: true });
+  }
+}
+
+/** What a link process has to see, beside /usr. */
+function codeOf(program: string): string[] {
+  const paths = [
+    dirname(dirname(entryPoint('host/link-process'))),
+    join(installRoot, 'package.json'),
+    dirname(process.execPath),
+    dirname(program),
+  ].filter((path) => !path.startsWith('/usr/'));
+  return paths.filter((path) => !paths.some((other) => path !== other && path.startsWith(`${other}/`)));
+}
+
+function othersMayRead(path: string): boolean {
+  const stats = statSync(path, { throwIfNoEntry: false });
+  // What is missing is reported by who needs it.
+  if (!stats) return true;
+  const wanted = stats.isDirectory() || path === process.execPath ? 0o005 : 0o004;
+  return (stats.mode & wanted) === wanted;
+}
