@@ -129,18 +129,14 @@ export class GuestSession {
     return this.#lost.promise;
   }
 
-  /** From now on a guest agent that does not answer a ping within 30 s counts as lost (GUEST_UNRESPONSIVE). */
-  watch(): void {
+  /** From now on a guest agent that does not answer a ping in time (30 s) counts as lost (GUEST_UNRESPONSIVE). */
+  watch({ intervalMs = PING_INTERVAL_MS, timeoutMs = PING_TIMEOUT_MS } = {}): void {
     const schedule = (): void => {
       this.#pingTimer = setTimeout(() => {
         const late = setTimeout(() => {
-          this.#lose(
-            new CtError(
-              'GUEST_UNRESPONSIVE',
-              `the guest agent did not answer for ${PING_TIMEOUT_MS / 1000} s`,
-            ),
-          );
-        }, PING_TIMEOUT_MS);
+          const message = `the guest agent did not answer for ${timeoutMs / 1000} s`;
+          this.#lose(new CtError('GUEST_UNRESPONSIVE', message));
+        }, timeoutMs);
         const sent =
           !this.#http2.destroyed &&
           this.#http2.ping(() => {
@@ -148,7 +144,7 @@ export class GuestSession {
             if (!this.#lostError) schedule();
           });
         if (!sent) clearTimeout(late);
-      }, PING_INTERVAL_MS);
+      }, intervalMs);
     };
     schedule();
   }

@@ -18,6 +18,8 @@ import { type SecretValues, withoutFinalNewline } from './secret-values.ts';
 
 /** What of a failed step's output is searched for a hint. Guest-controlled. */
 const HINT_TAIL_BYTES = 16_384;
+/** From the decision that a job is to end until it ends without having said so to its client. */
+const ENDING_GRACE_MS = 2000;
 
 export interface RunnerOptions {
   readonly run: string;
@@ -39,12 +41,20 @@ export async function runJob(options: RunnerOptions): Promise<JobResult> {
       }),
     );
   }, request.timeoutMs);
+  // A client that does not read holds up even the report of the end: the job ends without it.
+  const ended = Promise.withResolvers<never>();
+  ended.promise.catch(() => {});
+  let grace: NodeJS.Timeout | undefined;
+  controller.signal.addEventListener('abort', () => {
+    grace = setTimeout(() => ended.reject(controller.signal.reason), ENDING_GRACE_MS);
+  });
   try {
-    return client.masked(await new JobRun(options, controller.signal).run());
+    return client.masked(await Promise.race([new JobRun(options, controller.signal).run(), ended.promise]));
   } catch (error) {
     return client.masked(resultOf(toCtError(error)));
   } finally {
     clearTimeout(timer);
+    clearTimeout(grace);
   }
 }
 
