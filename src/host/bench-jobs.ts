@@ -59,7 +59,8 @@ export interface JobsFigures {
 interface ClientRun {
   readonly run: string | undefined;
   readonly status: number | null;
-  readonly wasKilled: boolean;
+  /** It was killed, or lost its connection: then it knows nothing that the record could contradict. */
+  readonly heardNothing: boolean;
 }
 
 /** Throws what starting the daemon throws; jobs that fail are figures. */
@@ -151,7 +152,7 @@ class JobsBench {
     ];
     const child = spawn(join(installRoot, 'ct'), args, {
       cwd: this.#tree,
-      stdio: ['ignore', 'pipe', 'ignore'],
+      stdio: ['ignore', 'pipe', 'pipe'],
       env: {
         PATH: process.env['PATH'] ?? '',
         HOME: process.env['HOME'] ?? '',
@@ -164,11 +165,16 @@ class JobsBench {
     child.stdout?.setEncoding('utf8').on('data', (text: string) => {
       stdout += text;
     });
+    let stderr = '';
+    child.stderr?.setEncoding('utf8').on('data', (text: string) => {
+      stderr += text;
+    });
     const [status] = (await once(child, 'close')) as [number | null];
     this.#clients.delete(child);
     if (status === 0) this.#commandMs.push(performance.now() - startedAt);
     const run = /"run":"([0-9a-z]+)"/.exec(stdout)?.[1];
-    this.#finished.push({ run, status, wasKilled: state.wasKilled });
+    const heardNothing = state.wasKilled || /LINK_DIED|HOST_UNREACHABLE/.test(stdout + stderr);
+    this.#finished.push({ run, status, heardNothing });
   }
 
   async #kill(): Promise<void> {
@@ -238,7 +244,7 @@ class JobsBench {
     const records = new Map((await host.runs('all')).map((record) => [record.run, record]));
     const outcomes: Partial<Record<JobOutcome, number>> = {};
     const untruthful: string[] = [];
-    for (const { run, status, wasKilled } of this.#finished) {
+    for (const { run, status, heardNothing } of this.#finished) {
       if (run === undefined) continue; // killed, or the daemon was, before the job had a name
       const record = records.get(run);
       if (record?.outcome === undefined || record.state !== 'ended') {
@@ -246,7 +252,7 @@ class JobsBench {
         continue;
       }
       outcomes[record.outcome] = (outcomes[record.outcome] ?? 0) + 1;
-      if (!wasKilled && (status === 0) !== (record.outcome === 'success')) {
+      if (!heardNothing && (status === 0) !== (record.outcome === 'success')) {
         untruthful.push(`${run}: the client ended with ${status}, the record says ${record.outcome}`);
       }
     }

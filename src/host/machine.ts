@@ -7,7 +7,7 @@ import type { ImageManifest } from '../image/manifest.ts';
 import { resultOf } from '../job/outcome.ts';
 import type { JobRequest, JobResult, RunEvent } from '../protocol/run.ts';
 import type { Vm } from '../vmm/driver.ts';
-import type { Destruction, Removed } from './api.ts';
+import type { Removed } from './api.ts';
 import type { Link } from './link.ts';
 import type { LinkCall, LinkReply } from './link-messages.ts';
 import type { LiveRun } from './runs.ts';
@@ -110,14 +110,17 @@ export class Machine {
     await this.#call({ type: 'probe', user: this.#image.user });
   }
 
-  /** Runs a job for the client behind `socket`, which the link process takes over; then destroys the VM. */
+  /**
+   * Runs a job for the client behind `socket`, which the link process takes over; then destroys the VM. `run` is told
+   * how it goes and how it ends, and ends it early by its signal.
+   */
   async runJob(options: {
     readonly run: LiveRun;
     readonly request: JobRequest;
     readonly claimed: RunEvent;
     readonly socket: Socket;
     readonly pending: Buffer;
-  }): Promise<{ readonly result: JobResult; readonly destruction: Destruction }> {
+  }): Promise<JobResult> {
     const { name, user, env } = this.#image;
     const { run } = options;
     let result: JobResult;
@@ -165,13 +168,20 @@ export class Machine {
     }
     run.enter('destroying');
     const durationMs = await this.#destroyVm();
+    // On record before anybody hears of it: whoever waits for the run may ask at once what became of it.
+    const removed = this.#removed();
+    run.end(result, { durationMs, removed });
     this.#link.tell(
       error === undefined ? { type: 'destroyed', durationMs } : { type: 'destroyed', durationMs, error },
     );
     const timer = setTimeout(() => void this.#link.kill(), FAREWELL_TIMEOUT_MS);
     await this.#link.exited;
     clearTimeout(timer);
-    return { result, destruction: { durationMs, removed: this.#removed() } };
+    run.destroyed({
+      durationMs,
+      removed: [...removed, { what: 'link', proof: `process ${this.#link.pid} was reaped` }],
+    });
+    return result;
   }
 
   /** From now until disposal: ends the job when `signal` says so, first with a word to the link process, then without. */
@@ -191,12 +201,11 @@ export class Machine {
     };
   }
 
-  /** Legal after the VM was destroyed and the link process has exited: the kernel has said so of both. */
+  /** Legal after the VM was destroyed: the kernel has said so. */
   #removed(): readonly Removed[] {
     return [
       { what: 'vmm', proof: `process ${this.#vm.pid} was reaped (${this.#vmExit ?? 'it had ended'})` },
       { what: 'volume', proof: 'its file has no name, and the last process that had it open has ended' },
-      { what: 'link', proof: `process ${this.#link.pid} was reaped` },
     ];
   }
 

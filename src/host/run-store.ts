@@ -57,6 +57,7 @@ const SQL = {
   step: 'UPDATE steps SET state = ?, exit_code = ?, duration_ms = ? WHERE run = ? AND position = ?',
   end: `UPDATE runs SET state = 'ended', state_since_ms = ?, states_ms = ?, duration_ms = ?, outcome = ?, exit_code = ?,
           error = ?, destruction = ? WHERE id = ?`,
+  destruction: 'UPDATE runs SET destruction = ? WHERE id = ?',
   // How a step would have ended whose end nobody reported is not known.
   endSteps: `UPDATE steps SET state = CASE state WHEN 'running' THEN 'interrupted' ELSE 'skipped' END
              WHERE run = ? AND state IN ('waiting', 'running')`,
@@ -168,6 +169,10 @@ export class RunStore {
       run,
     );
     this.#run('endSteps', run);
+  }
+
+  setDestruction(run: string, destruction: Destruction): void {
+    this.#run('destruction', JSON.stringify(destruction), run);
   }
 
   /** False if there is no such run or it has not ended. */

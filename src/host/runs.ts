@@ -2,7 +2,7 @@
 import { randomBytes } from 'node:crypto';
 import { mkdirSync, readdirSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
-import { CtError, errorReport } from '../core/errors.ts';
+import { CtError } from '../core/errors.ts';
 import { resultOf } from '../job/outcome.ts';
 import type { JobRequest, JobResult } from '../protocol/run.ts';
 import type { Destruction, RetentionResult, RunDetail, RunInfo, RunStep } from './api.ts';
@@ -42,13 +42,7 @@ export class Runs {
     mkdirSync(this.#directory, { recursive: true, mode: 0o700 });
     this.#store = RunStore.open(join(options.ctHome, 'host.db'), options.onSetAside);
     for (const { run, state } of this.#store.list('unended')) {
-      const error = interruptedError(state as UnendedState);
-      this.#store.end(run, {
-        nowMs: Date.now(),
-        outcome: 'infrastructure',
-        exitCode: error.exitStatus,
-        error: errorReport(error),
-      });
+      this.#store.end(run, { nowMs: Date.now(), ...resultOf(interruptedError(state as UnendedState)) });
     }
   }
 
@@ -240,7 +234,7 @@ export class LiveRun {
     if (this.#state !== 'ended') this.#store.setStep(this.id, position, step);
   }
 
-  /** The first end counts. */
+  /** The first end counts. Call it before the client hears of it: the daemon may be killed between the two. */
   end(result: JobResult, destruction?: Destruction): void {
     if (this.#state === 'ended') return;
     clearTimeout(this.#timer);
@@ -253,6 +247,11 @@ export class LiveRun {
       ...(destruction ? { destruction } : {}),
     });
     this.#options.onEnd();
+  }
+
+  /** What else is known to be gone of a run that has ended. */
+  destroyed(destruction: Destruction): void {
+    this.#store.setDestruction(this.id, destruction);
   }
 
   #setDeadline(state: UnendedState): void {
