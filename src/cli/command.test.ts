@@ -75,6 +75,7 @@ test('USAGE names what is wrong and the nearest thing that would be right', () =
     ['run --image=', /--image needs a value/],
     ['run --progress=plan', /--progress cannot be `plan` \| did you mean `plain`\?/],
     ['doctor now', /takes no arguments, and `now` is one/],
+    ['cancel', /ct cancel needs RUN \| see: ct cancel --help/],
     ['completion bash zsh', /takes one argument, and `zsh` is one more/],
     ['doctor -- x', /takes nothing after --/],
   ];

@@ -81,8 +81,7 @@ async function runAdmitted(
   run.claimed(vm, claim.machine.imageName);
   const claimed: RunEvent = { type: 'claimed', ...vm };
   const { socket, pending } = connection.release();
-  const { result, destruction } = await claim.machine.runJob({ run, request, claimed, socket, pending });
-  run.end(result, destruction);
+  await claim.machine.runJob({ run, request, claimed, socket, pending });
 }
 
 /** What was claimed, or undefined as soon as the signal is aborted. Rejects if the claim fails before that. */

@@ -281,6 +281,16 @@ test('kill -9 of the daemon takes every process with it; the next run starts afr
   );
   const again = await runCt(['run', '--', 'echo', 'again'], { cwd: directory, env });
   assert.deepEqual([again.status, again.stdout], [0, 'again\n'], again.stderr);
+  const runs = (await runCt(['ps', '-a', '--json'], { env })).stdout.split('\n').slice(0, 2);
+  assert.deepEqual(
+    runs
+      .map((line) => JSON.parse(line))
+      .map(({ job, state, outcome, error }) => [job, state, outcome, error]),
+    [
+      ['echo again', 'ended', 'success', null],
+      ['sh -c echo started; sleep 300', 'ended', 'infrastructure', 'HOST_DIED'],
+    ],
+  );
   const ofTheNext = `link-${await hostPid()}-`; // a link process that waits for a job
   const left = readdirSync(join(testHome, 'scratch')).filter((name) => !name.startsWith(ofTheNext));
   assert.deepEqual(left, []);
