@@ -274,7 +274,7 @@ export const jobSchema = object(
     ),
     secrets: optional(
       secrets,
-      'Secrets that every step is given: as variables, or by a mapping as files in `/run/ct/secrets`. [secrets.md](secrets.md).',
+      'Secrets that every step is given: as variables, or by a mapping as files in `/run/ct/secrets`; docs/secrets.md explains them.',
     ),
     network: optional(network, 'What the job may connect to.', { fallback: '`none`' }),
     cache: optional(cache, 'Directories kept between runs.', { unsupported: (caches) => caches.length > 0 }),

@@ -40,6 +40,11 @@ function showJob(job: PlannedJob): string {
     ...Object.entries(env).map(([key, value]) => `  ${key}=${oneLine(value)}`),
     ...job.steps.flatMap((step) => [
       `  ▶ ${oneLine(step.name)}${step.condition === 'success' ? '' : ` (if ${step.condition})`}`,
+      ...(step.secrets ?? []).map(({ name: secret, env: variable }) =>
+        variable === undefined
+          ? `      secret ${secret} as a file`
+          : `      secret ${secret} as $${variable}`,
+      ),
       ...(step.script ?? step.argv.map(shellWord).join(' '))
         .trimEnd()
         .split('\n')
