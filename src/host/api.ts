@@ -78,6 +78,8 @@ export interface RunDetail extends RunInfo {
     readonly source: VmSource;
     readonly accelerator: Accelerator;
     readonly vmm: string;
+    /** Of the VMM, on this host; that of no process of ours once the run has ended. */
+    readonly pid: number;
     readonly claimMs: number;
   };
   readonly steps: readonly RunStep[];

@@ -78,7 +78,7 @@ async function runAdmitted(
     vmm: `${claim.driver.name} ${claim.driver.version}`,
     claimMs: claim.claimMs,
   };
-  run.claimed(vm, claim.machine.imageName);
+  run.claimed({ ...vm, pid: claim.machine.vmPid }, claim.machine.imageName);
   const claimed: RunEvent = { type: 'claimed', ...vm };
   const { socket, pending } = connection.release();
   await claim.machine.runJob({ run, request, claimed, socket, pending });

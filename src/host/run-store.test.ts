@@ -45,7 +45,7 @@ test('a run is kept from its beginning to its end, and is there when the file is
     },
   ]);
   store.setState('a1', 'claiming', 1010);
-  const vm = { source: 'clone', accelerator: 'tcg', vmm: 'qemu 7.2', claimMs: 12.5 } as const;
+  const vm = { source: 'clone', accelerator: 'tcg', vmm: 'qemu 7.2', pid: 7, claimMs: 12.5 } as const;
   store.setVm('a1', vm, 'debian-12');
   store.setState('a1', 'running', 1030);
   store.setStep('a1', 0, { state: 'failure', exitCode: 3, durationMs: 7.25 });

@@ -33,10 +33,14 @@ async function hostPid(): Promise<number> {
   return (await host.info()).pid;
 }
 
-/** VMMs and link processes of busy jobs; the daemon keeps one idle link process for the next claim. */
+/** VMMs that run or ran a job and are there; not those that wait for their first one. */
 async function vmms(): Promise<number[]> {
-  return childProcesses(await hostPid())
-    .filter(({ name }) => name.startsWith('qemu'))
+  const host = await findHost(testHome);
+  assert.ok(host, 'no host daemon runs');
+  const runs = await host.runs('all');
+  const ofRuns = await Promise.all(runs.map(async ({ run }) => (await host.run(run)).vm?.pid));
+  return childProcesses((await host.info()).pid)
+    .filter(({ name, pid }) => name.startsWith('qemu') && ofRuns.includes(pid))
     .map(({ pid }) => pid);
 }
 

@@ -22,7 +22,7 @@ const ENDED: RunDetail = {
   outcome: 'failure',
   exitCode: 3,
   error: { code: 'JOB_FAILED', message: 'step “a\u001b[31m” failed' },
-  vm: { source: 'clone', accelerator: 'tcg', vmm: 'qemu 7.2', claimMs: 9 },
+  vm: { source: 'clone', accelerator: 'tcg', vmm: 'qemu 7.2', pid: 7, claimMs: 9 },
   steps: [{ name: 'a\u0007', state: 'failure', exitCode: 3, durationMs: 1500 }],
   statesMs: { queued: 1 },
   destruction: { durationMs: 4, removed: [{ what: 'vmm', proof: 'process 7 was reaped' }] },

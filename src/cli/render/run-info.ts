@@ -86,7 +86,12 @@ export function inspectPage(detail: RunDetail, style: Style, nowMs: number): str
     ['duration', duration === null ? '' : formatElapsed(duration * 1000)],
     ['image', [detail.image.name, detail.image.digest].filter((part) => part !== undefined).join(' ')],
     ['shape', `${shape.cpus} cpu, ${shape.memoryMib} MiB memory, ${shape.diskMib} MiB disk`],
-    ['vm', vm ? `${vm.vmm}, ${vm.accelerator}, ${vm.source} in ${formatElapsed(vm.claimMs)}` : ''],
+    [
+      'vm',
+      vm
+        ? `${vm.vmm} (process ${vm.pid}), ${vm.accelerator}, ${vm.source} in ${formatElapsed(vm.claimMs)}`
+        : '',
+    ],
     ...Object.entries(detail.statesMs).map(([state, ms]): [string, string] => [
       `  ${state}`,
       formatElapsed(ms),
