@@ -134,6 +134,7 @@ export class ClientChannel {
 
   /** Flushes and closes the connection. */
   async end(): Promise<void> {
+    this.#mask?.[Symbol.dispose]();
     if (this.#gone) return;
     const { promise, resolve } = Promise.withResolvers<void>();
     this.#socket.once('close', resolve);

@@ -15,7 +15,7 @@ interface MaskedStream {
   readonly mask: MaskStream;
 }
 
-export class OutputMask {
+export class OutputMask implements Disposable {
   readonly #masker: Masker;
   readonly #emit: Emit;
   readonly #streams = new Map<StreamName, MaskedStream>();
@@ -62,6 +62,12 @@ export class OutputMask {
 
   result(result: JobResult): JobResult {
     return result.error === undefined ? result : { ...result, error: this.#error(result.error) };
+  }
+
+  /** Forgets the secrets; nothing is masked afterwards. */
+  [Symbol.dispose](): void {
+    clearTimeout(this.#timer);
+    this.#masker[Symbol.dispose]();
   }
 
   #error({ code, message, hint }: ErrorReport): ErrorReport {
