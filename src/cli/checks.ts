@@ -3,11 +3,21 @@ import { accessSync, constants, readFileSync, statfsSync } from 'node:fs';
 import { availableParallelism, release, totalmem, userInfo } from 'node:os';
 import { join } from 'node:path';
 import { toCtError } from '../core/errors.ts';
-import { guestAgentPath, installRoot, launcherPath, probePath } from '../core/install.ts';
+import { buildId, guestAgentPath, installRoot, launcherPath, probePath } from '../core/install.ts';
 import { openCtHome, socketDirectory } from '../core/paths.ts';
 import { runProgram } from '../core/run-program.ts';
+import type { HostInfo } from '../host/client.ts';
 import { DEFAULT_CPUS, DEFAULT_DISK_MIB, DEFAULT_IMAGE, DEFAULT_MEMORY_MIB } from '../job/definition.ts';
 import type { Accelerator } from '../protocol/run.ts';
+import {
+  type CgroupUse,
+  cgroupUse,
+  checkCgroups,
+  checkLinkProcess,
+  checkSideChannels,
+  checkVmmIsolation,
+  vmsAreKeptOutOfSwap,
+} from './isolation-checks.ts';
 import { formatBytes, formatElapsed } from './render/format.ts';
 
 export interface Check {
@@ -22,6 +32,7 @@ export interface Diagnosis {
   readonly checks: readonly Check[];
   /** What jobs will run under; undefined if that could not be found out. */
   readonly accelerator: Accelerator | undefined;
+  readonly cgroups: CgroupUse;
 }
 
 const MIB = 1024 * 1024;
@@ -48,6 +59,9 @@ export async function diagnose(ctHome: string): Promise<Diagnosis> {
   // Before the accelerator: the first VM finds out whether KVM works.
   const vm = ready && digest !== undefined ? [await checkVm(ctHome, digest)] : [];
   const accelerator = await checkAccelerator(ctHome);
+  const host = await runningHost(ctHome);
+  const cgroups = await cgroupUse(ctHome, host);
+  const isolation = packages.level === 'ok' && parts.level === 'ok' ? await checkVmmIsolation() : [];
   const checks = [
     checkSystem(),
     checkNode(),
@@ -55,7 +69,7 @@ export async function diagnose(ctHome: string): Promise<Diagnosis> {
     parts,
     accelerator.check,
     checkMemory(),
-    checkSwap(),
+    checkSwap(cgroups),
     checkDisk(ctHome),
     checkSharedMemory(),
     checkNamespaces(image.level === 'ok'),
@@ -63,8 +77,12 @@ export async function diagnose(ctHome: string): Promise<Diagnosis> {
     image,
     ...vm,
     await checkDaemon(ctHome),
+    ...isolation,
+    ...checkCgroups(cgroups),
+    checkLinkProcess(host),
+    ...checkSideChannels(accelerator.accelerator),
   ];
-  return { checks, accelerator: accelerator.accelerator };
+  return { checks, accelerator: accelerator.accelerator, cgroups };
 }
 
 function checkSystem(): Check {
@@ -206,9 +224,11 @@ function checkMemory(): Check {
   return { name: 'memory', level: 'ok', message };
 }
 
-function checkSwap(): Check {
+function checkSwap(cgroups: CgroupUse): Check {
   const areas = readOr('/proc/swaps', '').trim().split('\n').slice(1);
   if (areas.length === 0) return { name: 'swap', level: 'ok', message: 'off: memory of VMs stays in memory' };
+  if (cgroups.isInUse && vmsAreKeptOutOfSwap(cgroups.statuses))
+    return { name: 'swap', level: 'ok', message: 'on, and cgroups keep memory of VMs out of it' };
   return {
     name: 'swap',
     level: 'warning',
@@ -293,6 +313,17 @@ async function checkSockets(ctHome: string): Promise<Check> {
     return { name: 'sockets', level: 'ok', message: `in ${await socketDirectory(ctHome)}` };
   } catch (error) {
     return failed('sockets', error);
+  }
+}
+
+/** The daemon of this build, if one runs: another one may not answer what is asked. */
+async function runningHost(ctHome: string): Promise<HostInfo | undefined> {
+  try {
+    const { findHost } = await import('../host/client.ts');
+    const info = await (await findHost(ctHome))?.info();
+    return info?.build === buildId() ? info : undefined;
+  } catch {
+    return undefined; // `checkDaemon` says why
   }
 }
 

@@ -182,10 +182,21 @@ export const COMMANDS: readonly CommandSpec[] = [
     summary: 'check that this machine can run jobs, and say how to fix what is missing',
     description: [
       'Checks every requirement: ✓ is fine, ! works with a drawback, ✗ keeps jobs from running. Says whether jobs run under KVM or under software emulation, which is no security boundary.',
+      'Of every measure that isolates VMs it says whether it holds here, as seen on a VMM that is started for it and as the host daemon reports it.',
       'Exit status 0 if jobs can run, 1 if not.',
     ],
-    options: [JSON_OPTION],
-    examples: [{ command: 'ct doctor', what: 'all checks' }],
+    options: [
+      {
+        name: 'report',
+        value: 'FILE',
+        help: 'write checks, versions, cgroups and the last lines of the host daemon to FILE, to attach to a bug',
+      },
+      JSON_OPTION,
+    ],
+    examples: [
+      { command: 'ct doctor', what: 'all checks' },
+      { command: 'ct doctor --report ct-report.txt', what: 'and a file for a bug report' },
+    ],
     load: () => import('./commands/doctor.ts'),
   },
   {

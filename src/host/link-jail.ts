@@ -31,12 +31,14 @@ export interface LinkJailOptions {
   readonly cgroups?: CgroupTree | undefined;
 }
 
-/** `own-user`: nobody else has its user id; `user-namespace`: that of the daemon, without its powers. */
-export function linkIdentity(program: string = entryPoint('host/link-process')): {
+export interface LinkIdentity {
+  /** `own-user`: nobody else has its user id; `user-namespace`: that of the daemon, without its powers. */
   readonly kind: 'own-user' | 'user-namespace';
   /** What others may not read, if that is why. */
   readonly unreadable?: string;
-} {
+}
+
+export function linkIdentity(program: string = entryPoint('host/link-process')): LinkIdentity {
   if (process.getuid?.() !== 0) return { kind: 'user-namespace' };
   const unreadable = [...codeOf(program), program, process.execPath].find((path) => !othersMayRead(path));
   return unreadable === undefined ? { kind: 'own-user' } : { kind: 'user-namespace', unreadable };

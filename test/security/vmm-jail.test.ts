@@ -5,6 +5,8 @@ import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { launcherPath } from '../../src/core/install.ts';
+import { inspectIsolation } from '../../src/vmm/isolation.ts';
+import { QEMU_PATH } from '../../src/vmm/qemu/version.ts';
 import { scratchDirectory } from '../support/scratch.ts';
 
 const isRoot = process.getuid?.() === 0;
@@ -113,4 +115,17 @@ test('the launcher closes what is not meant for the program', () => {
   // python's own descriptor of the directory comes last
   assert.match(run([]), /^\[0, 1, 2, 3, 4, 5, /);
   assert.match(run(['--keep', '3']), /^\[0, 1, 2, 3, \d+\]/);
+});
+
+test('a VMM that runs: the kernel confirms every measure; a program that is no QEMU is found out', async () => {
+  const measures = await inspectIsolation({ launcherPath, qemuPath: QEMU_PATH });
+  assert.deepEqual(
+    measures.filter(({ holds }) => !holds),
+    [],
+  );
+  assert.equal(measures.length, 6);
+  // The control: the same look at something without a seccomp filter, which ends at once.
+  await assert.rejects(inspectIsolation({ launcherPath, qemuPath: '/usr/bin/true' }), {
+    code: 'VMM_START_FAILED',
+  });
 });

@@ -7,8 +7,14 @@ import { canRun, formatDiagnosis } from '../render/diagnosis.ts';
 import { styleFor } from '../render/format.ts';
 
 export async function run(parsed: ParsedOptions, output: Output): Promise<number> {
-  const diagnosis = await diagnose(ctHomePath());
+  const ctHome = ctHomePath();
+  const diagnosis = await diagnose(ctHome);
   const ready = canRun(diagnosis);
+  const report = parsed.value('report');
+  if (report !== undefined) {
+    const { writeReport } = await import('../report.ts');
+    writeReport(report, diagnosis, ctHome);
+  }
   if (parsed.has('json')) {
     const { checks, accelerator = null } = diagnosis;
     const securityBoundary = accelerator === 'kvm';
@@ -16,6 +22,8 @@ export async function run(parsed: ParsedOptions, output: Output): Promise<number
     output.write('stdout', `${JSON.stringify(document, undefined, 2)}\n`);
   } else {
     output.write('stdout', formatDiagnosis(diagnosis, styleFor(output.isTty.stdout)));
+    if (report !== undefined)
+      output.write('stdout', `The report is in ${report}; read it before you pass it on.\n`);
   }
   return ready ? 0 : 1;
 }

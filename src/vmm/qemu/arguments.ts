@@ -25,6 +25,12 @@ export const Fd = {
  */
 export const TRANSLATION_CACHE_MIB = 128;
 
+/** QEMU's own filter of system calls (docs/system/security.rst). */
+export const SANDBOX_ARGUMENTS: readonly string[] = [
+  '-sandbox',
+  'on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny',
+];
+
 export interface QemuArgumentsOptions {
   readonly accelerator: Accelerator;
   /** `template`: memory is shared with the memfd, to be kept. `clone`: copy-on-write. `once`: private memory. */
@@ -44,8 +50,11 @@ export function qemuArguments(options: QemuArgumentsOptions): string[] {
       : `memory-backend-file,id=ram,size=${shape.memoryMib}M,mem-path=/self/fd/${Fd.ram},share=${purpose === 'template' ? 'on' : 'off'}`;
   return [
     ...['-nodefaults', '-no-user-config', '-display', 'none', '-no-reboot'],
-    ...['-sandbox', 'on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny'],
-    ...['-M', 'microvm,acpi=on,pit=off,pic=off,memory-backend=ram', '-object', ram],
+    ...SANDBOX_ARGUMENTS,
+    // Memory of VMs is neither shared with that of others that looks the same (KSM: a side channel) nor dumped.
+    '-M',
+    'microvm,acpi=on,pit=off,pic=off,mem-merge=off,dump-guest-core=off,memory-backend=ram',
+    ...['-object', ram],
     ...['-m', `${shape.memoryMib}M`, '-smp', String(shape.cpus)],
     ...(emulated
       ? // The kernel's `rep movsb` is slow in the translator: without ERMS it copies 2 to 4 times as fast.
