@@ -169,8 +169,10 @@ export class Link {
       if (error) this.#settle((waiting) => waiting.reject(this.#died()));
     };
     this.#channel?.grant();
-    if (socket) this.#child.send(command, socket, { keepOpen: false }, onError);
-    else this.#child.send(command, onError);
+    if (socket) {
+      stopReading(socket);
+      this.#child.send(command, socket, { keepOpen: false }, onError);
+    } else this.#child.send(command, onError);
   }
 
   /**
@@ -255,6 +257,12 @@ export class Link {
     const detail = parts[1] === '' ? parts[0] : `${parts[0]}: ${parts[1]}`;
     return new CtError('LINK_DIED', `the link process of the VM ended${detail}`);
   }
+}
+
+/** Until the other process has acknowledged a handle, Node would read on here, and drop what it reads. */
+function stopReading(socket: Socket): void {
+  const { _handle: handle } = socket as unknown as { _handle: { readStop?(): void } | null };
+  handle?.readStop?.();
 }
 
 /** The time that the process is given for a command; it keeps it itself. */

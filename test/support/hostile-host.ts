@@ -1,24 +1,28 @@
 /** A host daemon with hostile guests (test/fixtures/hostile/daemon.ts), and what it costs to have it attacked. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { readFileSync } from 'node:fs';
+import { readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { installRoot } from '../../src/core/install.ts';
+import { socketDirectory } from '../../src/core/paths.ts';
 import { findHost, type HostClient, type JobIo } from '../../src/host/client.ts';
 import type { JobRequest, JobResult } from '../../src/protocol/run.ts';
 import { descendantsOf } from './processes.ts';
 import { scratchDirectory } from './scratch.ts';
 
 const SAMPLE_INTERVAL_MS = 50;
+/** A client that does not read hears nothing. */
+const CLIENT_PATIENCE_MS = 2000;
 
 export interface Attack {
   /** What the daemon made of it. */
   readonly result: JobResult;
   /** What the client heard: a result, or the code of an error. */
   readonly client: JobResult | { readonly error: string };
-  readonly durationMs: number;
+  /** From the request to a VM that has ended. */
+  readonly vmGoneMs: number;
   readonly linkPeakMib: number;
   readonly output: string;
 }
@@ -56,6 +60,8 @@ export function imageOf(scenario: string): string {
 export async function hostileHost(): Promise<HostileHost> {
   const cleanup = new AsyncDisposableStack();
   const scratch = cleanup.use(scratchDirectory());
+  const sockets = await socketDirectory(scratch.path);
+  cleanup.defer(() => rmSync(sockets, { recursive: true, force: true }));
   const daemon = spawn(
     process.execPath,
     [
@@ -118,6 +124,7 @@ export async function hostileHost(): Promise<HostileHost> {
       const startedAt = performance.now();
       let output = '';
       let linkPeakMib = 0;
+      let vmGoneMs: number | undefined;
       const running = client.runJob(requestOf(scenario, options), {
         onEvent: () => {},
         onOutput: (_, __, bytes) => {
@@ -130,16 +137,20 @@ export async function hostileHost(): Promise<HostileHost> {
       const { linkPid, vmPid } = await hear('claimed', scenario);
       const sampler = setInterval(() => {
         linkPeakMib = Math.max(linkPeakMib, peakMib(linkPid));
+        if (peakMib(vmPid) === 0) vmGoneMs ??= performance.now() - startedAt;
       }, SAMPLE_INTERVAL_MS);
       try {
         const { result, refused } = await hear('ended', scenario);
-        const durationMs = performance.now() - startedAt;
+        vmGoneMs ??= performance.now() - startedAt;
         const left = [linkPid, vmPid].filter((pid) => descendantsOf(pid).length > 0);
         if (left.length > 0) throw new Error(`left over: ${left.join()}`);
-        const heard = await Promise.race([answered, sleep(15_000, { error: 'NOTHING' }, { ref: false })]);
+        const heard = await Promise.race([
+          answered,
+          sleep(CLIENT_PATIENCE_MS, { error: 'NOTHING' }, { ref: false }),
+        ]);
         const decided = result ?? ('outcome' in heard ? heard : undefined);
         if (!decided) throw new Error(`refused with ${refused}, and nobody said so`);
-        return { result: decided, client: heard, durationMs, linkPeakMib, output };
+        return { result: decided, client: heard, vmGoneMs, linkPeakMib, output };
       } finally {
         clearInterval(sampler);
       }
