@@ -57,8 +57,9 @@ async function bootVerdict(boot: (accelerator: Accelerator) => Promise<void>): P
     return { accelerator: 'kvm', reason: 'a guest booted under KVM' };
   } catch (error) {
     await boot('tcg');
-    const [first] = messageOf(error).split('\n');
-    return { accelerator: 'tcg', reason: `/dev/kvm opens, but no guest booted on it: ${first}` };
+    // What happened, and the first thing the VMM said about it.
+    const why = messageOf(error).split('\n').slice(0, 2).join(': ');
+    return { accelerator: 'tcg', reason: `/dev/kvm opens, but no guest booted on it: ${why}` };
   }
 }
 
