@@ -31,8 +31,9 @@ export async function probeAccelerator(options: {
   readonly ctHome: string;
   readonly vmmVersion: string;
   readonly boot?: (accelerator: Accelerator) => Promise<void>;
+  readonly kvmDevice?: string;
 }): Promise<AcceleratorVerdict | undefined> {
-  const unusable = kvmObstacle();
+  const unusable = kvmObstacle(options.kvmDevice ?? '/dev/kvm');
   if (unusable !== undefined) return { accelerator: 'tcg', reason: unusable };
 
   const key = [release(), ...cpuIdentity(), options.vmmVersion].join(' | ');
@@ -63,9 +64,9 @@ async function bootVerdict(boot: (accelerator: Accelerator) => Promise<void>): P
   }
 }
 
-function kvmObstacle(): string | undefined {
+function kvmObstacle(device: string): string | undefined {
   try {
-    accessSync('/dev/kvm', constants.R_OK | constants.W_OK);
+    accessSync(device, constants.R_OK | constants.W_OK);
     return undefined;
   } catch (error) {
     return (error as NodeJS.ErrnoException).code === 'ENOENT'
