@@ -57,7 +57,7 @@ async function failure(action: Promise<unknown>): Promise<CtError> {
   assert.fail('nothing was thrown');
 }
 
-function file(name: string, content: string, mode = 0o600): string {
+function file(name: string, content: string | Buffer, mode = 0o600): string {
   const path = join(directory, name);
   mkdirSync(join(path, '..'), { recursive: true });
   writeFileSync(path, content, { mode });
@@ -149,6 +149,11 @@ test('sources that fail say which secret and why, and nothing of any value', asy
       /longer than/,
     ],
     [() => resolved({ files: { KEY: file('short', 'ab\n') } }, {}), 'SECRET_MISSING', /TOKEN/],
+    [
+      () => resolved({ from: [file('latin', Buffer.from('KEY=\xfc', 'latin1'))] }),
+      'SECRET_SOURCE_FAILED',
+      /UTF-8/,
+    ],
     [() => resolved({ from: [file('bad', 'KEY="hunter22\n')] }), 'SECRET_SOURCE_FAILED', /bad:1: the quotes/],
     [
       () => resolved({ names: ['TOKEN'], files: { KEY: file('nul', 'hunter22\0') } }, { TOKEN: 'tttt' }),

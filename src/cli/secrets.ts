@@ -1,4 +1,5 @@
 /** Where the values of secrets come from: resolved in the CLI, as the user, when the jobs are about to run. */
+import { isUtf8 } from 'node:buffer';
 import { open } from 'node:fs/promises';
 import { CtError, messageOf } from '../core/errors.ts';
 import { runProgram } from '../core/run-program.ts';
@@ -117,6 +118,7 @@ async function readSeveral(paths: readonly string[]): Promise<ReadonlyMap<string
   const values = new Map<string, string>();
   for (const path of paths) {
     const bytes = await readBounded(path, MAX_FILE_BYTES);
+    if (!isUtf8(bytes)) throw new CtError('SECRET_SOURCE_FAILED', `${path} is not UTF-8 text`);
     for (const [name, value] of parseSecretsFile(bytes.toString('utf8'), path)) {
       if (values.has(name)) {
         throw new CtError(

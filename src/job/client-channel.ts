@@ -31,6 +31,7 @@ export class ClientChannel {
   #mask: OutputMask | undefined;
   readonly #cancelled = Promise.withResolvers<CtError>();
   #onSignal: (signal: number) => void = () => {};
+  #onOutput: (bytes: Buffer) => void = () => {};
   #gone = false;
 
   /** `pending`: bytes that were read from the socket before this side got it. */
@@ -97,6 +98,11 @@ export class ClientChannel {
     this.#onSignal = handler;
   }
 
+  /** Hears what steps write, as it goes out: masked. */
+  set onOutput(handler: (bytes: Buffer) => void) {
+    this.#onOutput = handler;
+  }
+
   /** Ends the job from this side, for the reason given. */
   cancel(reason: CtError): void {
     this.#cancelled.resolve(reason);
@@ -114,6 +120,7 @@ export class ClientChannel {
 
   #output(stream: 'stdout' | 'stderr', step: number, bytes: Buffer): Promise<void> {
     this.#journal?.output(stream, step, bytes);
+    this.#onOutput(bytes);
     const index = Buffer.alloc(2);
     index.writeUInt16BE(step);
     const type = stream === 'stdout' ? ServerRecord.stdout : ServerRecord.stderr;

@@ -155,6 +155,7 @@ class JobRun {
     const startedAt = performance.now();
     await client.event({ type: 'step-start', step: index, name: step.name });
     const tail = new BoundedTail(HINT_TAIL_BYTES);
+    client.onOutput = (bytes) => tail.push(bytes);
     const timeout = new AbortController();
     const timer =
       step.timeoutMs === undefined
@@ -182,10 +183,7 @@ class JobRun {
         ...this.#secretsOf(step),
         cwd: step.workingDirectory,
         ...(step.stdin ? { stdin: client.stdin } : {}),
-        onOutput: (stream, bytes) => {
-          tail.push(bytes);
-          return client.output(stream, index, bytes);
-        },
+        onOutput: (stream, bytes) => client.output(stream, index, bytes),
         onStarted: (send) => {
           client.onSignal = send;
         },

@@ -80,7 +80,7 @@ const TELL_ALL = `
           printf 'base64 '; printf %s "$TOKEN" | base64 -w0; echo
           printf 'hex '; printf %s "$TOKEN" | od -An -tx1 -v | tr -d ' \\n'; echo
           printf 'hash '; printf %s "$TOKEN" | sha256sum
-          "$TOKEN" || exit 7`;
+          "$TOKEN"`;
 
 test('a secret reaches only the steps that name it, as variable or file in memory', {
   timeout: 300_000,
