@@ -2,6 +2,7 @@
 import type { ErrorReport } from '../core/errors.ts';
 import type { Accelerator, JobOutcome, StepOutcome, VmSource } from '../protocol/run.ts';
 import type { ControllerStatus } from '../vmm/cgroup.ts';
+import type { LinkIdentity } from './link-jail.ts';
 import type { RunState } from './run-state.ts';
 
 export const API_INFO = '/v1/info';
@@ -32,6 +33,8 @@ export interface HostInfo {
   /** VMs that wait for a job. */
   readonly warm: number;
   readonly cgroups: readonly ControllerStatus[];
+  /** What link processes run as. */
+  readonly link: LinkIdentity;
 }
 
 /** One run, as a list shows it. Times are milliseconds since 1970. */

@@ -5,6 +5,7 @@ import { buildId } from '../core/install.ts';
 import { API_INFO, API_JOBS, API_SHUTDOWN, type HostInfo, JOB_PROTOCOL } from './api.ts';
 import type { Capacity } from './capacity.ts';
 import { serveJob } from './jobs.ts';
+import { linkIdentity } from './link-jail.ts';
 import type { Machines } from './machines.ts';
 import type { Runs } from './runs.ts';
 import { answerRuns } from './runs-api.ts';
@@ -49,6 +50,7 @@ export class HostServer {
       templates: machines.templateCount,
       warm: machines.warmCount,
       cgroups: machines.cgroups,
+      link: linkIdentity(),
     };
   }
 
@@ -64,9 +66,10 @@ export class HostServer {
         this.#options.onShutdown();
       }
     } else {
-      const answer = answerRuns(method ?? '', url ?? '', this.#options.runs);
-      response.writeHead(answer?.status ?? 404, { 'content-type': 'application/json' });
-      response.end(answer && JSON.stringify(answer.body));
+      void answerRuns(method ?? '', url ?? '', this.#options.runs).then((answer) => {
+        response.writeHead(answer?.status ?? 404, { 'content-type': 'application/json' });
+        response.end(answer && JSON.stringify(answer.body));
+      });
     }
   }
 
