@@ -57,7 +57,12 @@ async function main(): Promise<void> {
     clearTimeout(retentionTimer);
     if (busy) return;
     idleTimer = setTimeout(() => void leave(), idleMs);
-    retentionTimer = setTimeout(() => retain(runs), RETENTION_DELAY_MS);
+    retentionTimer = setTimeout(() => {
+      // What cannot be removed is tried again when the daemon is next idle.
+      runs.retain().catch((error) => {
+        process.stderr.write(`ct host: old runs were not removed: ${messageOf(error)}\n`);
+      });
+    }, RETENTION_DELAY_MS);
   };
   const server = new HostServer({
     ctHome,
@@ -93,15 +98,6 @@ async function main(): Promise<void> {
     process.stdout.write('listening\n');
   });
   server.http.on('error', fail);
-}
-
-/** A log that cannot be removed is tried again when the daemon is next idle. */
-function retain(runs: Runs): void {
-  try {
-    runs.retain();
-  } catch (error) {
-    process.stderr.write(`ct host: old runs were not removed: ${messageOf(error)}\n`);
-  }
 }
 
 function fail(error: unknown): void {

@@ -9,10 +9,10 @@ export interface Answer {
 }
 
 /** Undefined if the request is about something else; an error is an answer. */
-export function answerRuns(method: string, target: string, runs: Runs): Answer | undefined {
+export async function answerRuns(method: string, target: string, runs: Runs): Promise<Answer | undefined> {
   try {
     const url = new URL(target, 'http://host');
-    const body = route(method, url, runs);
+    const body = await route(method, url, runs);
     return body === undefined ? undefined : { status: 200, body };
   } catch (failure) {
     const error = toCtError(failure);
@@ -20,7 +20,7 @@ export function answerRuns(method: string, target: string, runs: Runs): Answer |
   }
 }
 
-function route(method: string, url: URL, runs: Runs): unknown {
+function route(method: string, url: URL, runs: Runs): unknown | Promise<unknown> {
   const { pathname, searchParams } = url;
   if (pathname === API_GC && method === 'POST') {
     return runs.retain({

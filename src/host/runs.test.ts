@@ -160,20 +160,20 @@ test('cancel aborts a run that is under way, and leaves one that has ended as it
   runs.close();
 });
 
-test('rm removes record and log of a run that has ended, and of no other', () => {
+test('rm removes record and log of a run that has ended, and of no other', async () => {
   using directory = scratch();
   const runs = new Runs({ ctHome: directory.path });
   const run = runs.begin(request());
-  assert.throws(() => runs.remove(run.id), { code: 'RUN_NOT_ENDED' });
+  await assert.rejects(runs.remove(run.id), { code: 'RUN_NOT_ENDED' });
   run.end(SUCCESS);
   writeFileSync(join(run.logDirectory, 'log-00000'), 'x');
-  runs.remove(run.id);
+  await runs.remove(run.id);
   assert.equal(existsSync(run.logDirectory), false);
   assert.throws(() => runs.detail(run.id), { code: 'RUN_NOT_FOUND' });
   runs.close();
 });
 
-test('retention keeps the newest, runs that are under way, and no log without a run', () => {
+test('retention keeps the newest, runs that are under way, and no log without a run', async () => {
   using directory = scratch();
   const runs = new Runs({ ctHome: directory.path });
   const busy = runs.begin(request());
@@ -183,40 +183,41 @@ test('retention keeps the newest, runs that are under way, and no log without a 
   const stray = join(directory.path, 'runs', 'stray');
   mkdirSync(stray);
   writeFileSync(join(stray, 'log-00000'), 'y'.repeat(10));
-  assert.deepEqual(runs.retain({ keep: 1 }), { removed: [old.id], freedBytes: 1010 });
+  assert.deepEqual(await runs.retain({ keep: 1 }), { removed: [old.id], freedBytes: 1010 });
   assert.deepEqual(readdirSync(join(directory.path, 'runs')).sort(), [busy.id, young.id].sort());
-  assert.deepEqual(runs.retain({ maxAgeDays: 1 }), { removed: [], freedBytes: 0 });
+  assert.deepEqual(await runs.retain({ maxAgeDays: 1 }), { removed: [], freedBytes: 0 });
   busy.end(SUCCESS);
-  assert.equal(runs.retain({ keep: 0 }).removed.length, 2);
+  assert.equal((await runs.retain({ keep: 0 })).removed.length, 2);
   runs.close();
 });
 
-test('the API answers with runs, with errors as errors, and leaves other paths alone', () => {
+test('the API answers with runs, with errors as errors, and leaves other paths alone', async () => {
   using directory = scratch();
   const runs = new Runs({ ctHome: directory.path });
   const run = runs.begin(request('npm test'));
-  const body = (method: string, path: string): unknown => answerRuns(method, path, runs)?.body;
-  assert.deepEqual(body('GET', '/v1/runs'), { runs: runs.list(false) });
-  assert.deepEqual(body('GET', '/v1/runs/npm%20test'), runs.detail(run.id));
-  assert.equal((body('POST', `/v1/runs/${run.id}/cancel`) as { run: string }).run, run.id);
+  const body = async (method: string, path: string): Promise<unknown> =>
+    (await answerRuns(method, path, runs))?.body;
+  assert.deepEqual(await body('GET', '/v1/runs'), { runs: runs.list(false) });
+  assert.deepEqual(await body('GET', '/v1/runs/npm%20test'), runs.detail(run.id));
+  assert.equal(((await body('POST', `/v1/runs/${run.id}/cancel`)) as { run: string }).run, run.id);
   for (const [method, path, status] of [
     ['GET', '/v1/runs/none', 404],
     ['DELETE', `/v1/runs/${run.id}`, 409],
     ['POST', '/v1/gc?keep=-1', 500],
     ['GET', '/v1/runs/%ff', 500],
   ] as const) {
-    assert.equal(answerRuns(method, path, runs)?.status, status, `${method} ${path}`);
+    assert.equal((await answerRuns(method, path, runs))?.status, status, `${method} ${path}`);
   }
   run.end(SUCCESS);
-  assert.equal(answerRuns('DELETE', `/v1/runs/${run.id}`, runs)?.status, 200);
-  assert.deepEqual(body('GET', '/v1/runs?all=1'), { runs: [] });
+  assert.equal((await answerRuns('DELETE', `/v1/runs/${run.id}`, runs))?.status, 200);
+  assert.deepEqual(await body('GET', '/v1/runs?all=1'), { runs: [] });
   for (const [method, path] of [
     ['GET', '/v1/other'],
     ['PUT', '/v1/runs'],
     ['POST', '/v1/runs/a/b/c'],
     ['GET', '/v1/runs/a/cancel'],
   ] as const) {
-    assert.equal(answerRuns(method, path, runs), undefined, `${method} ${path}`);
+    assert.equal(await answerRuns(method, path, runs), undefined, `${method} ${path}`);
   }
   runs.close();
 });

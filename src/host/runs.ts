@@ -1,6 +1,7 @@
 /** The runs of this host: those that are under way, with a deadline for every state, and the record of those that were. */
 import { randomBytes } from 'node:crypto';
-import { mkdirSync, readdirSync, rmSync, statSync } from 'node:fs';
+import { mkdirSync } from 'node:fs';
+import { lstat, opendir, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { CtError } from '../core/errors.ts';
 import { resultOf } from '../job/outcome.ts';
@@ -96,7 +97,7 @@ export class Runs {
   }
 
   /** Removes the record and the log of a run. Throws RUN_NOT_ENDED. */
-  remove(reference: string): RunInfo {
+  async remove(reference: string): Promise<RunInfo> {
     const run = this.resolve(reference);
     const info = this.#store.info(run);
     if (!info) throw notFound(reference);
@@ -105,22 +106,25 @@ export class Runs {
         hint: `end it first: ct cancel ${run}`,
       });
     }
-    this.#removeLog(run);
+    await this.#removeLog(run);
     return info;
   }
 
   /** Removes ended runs beyond `keep` or older than `maxAgeDays`, and logs that belong to no run. */
-  retain({ keep = DEFAULT_KEEP_RUNS, maxAgeDays = DEFAULT_MAX_AGE_DAYS } = {}): RetentionResult {
+  async retain({
+    keep = DEFAULT_KEEP_RUNS,
+    maxAgeDays = DEFAULT_MAX_AGE_DAYS,
+  } = {}): Promise<RetentionResult> {
     const removed: string[] = [];
     let freedBytes = 0;
     for (const run of this.#store.expired(keep, Date.now() - maxAgeDays * DAY_MS)) {
       if (!this.#store.remove(run)) continue;
-      freedBytes += this.#removeLog(run);
       removed.push(run);
+      freedBytes += await this.#removeLog(run);
     }
     // A daemon that was killed between the two removals of a run leaves its log.
-    for (const name of readdirSync(this.#directory)) {
-      if (this.#store.info(name) === undefined) freedBytes += this.#removeLog(name);
+    for (const name of await readdir(this.#directory)) {
+      if (this.#store.info(name) === undefined) freedBytes += await this.#removeLog(name);
     }
     return { removed, freedBytes };
   }
@@ -164,16 +168,20 @@ export class Runs {
     return join(this.#directory, run);
   }
 
-  /** Returns the bytes it took. */
-  #removeLog(run: string): number {
+  /**
+   * Returns the bytes it took. What lies there was written by a process that has read guest bytes, and may be more than
+   * a log: the daemon goes on with its work meanwhile, and no link is followed.
+   */
+  async #removeLog(run: string): Promise<number> {
     const directory = this.#logDirectory(run);
     let bytes = 0;
     try {
-      for (const name of readdirSync(directory)) bytes += statSync(join(directory, name)).size;
+      for await (const { name } of await opendir(directory))
+        bytes += (await lstat(join(directory, name))).size;
     } catch {
       // It is no directory, or gone: there is nothing to count.
     }
-    rmSync(directory, { recursive: true, force: true });
+    await rm(directory, { recursive: true, force: true });
     return bytes;
   }
 }

@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
 import {
   appendFileSync,
   mkdtempSync,
@@ -160,4 +161,12 @@ test('the writer follows no link and overwrites nothing; then it writes nothing 
   log.output('stdout', 0, Buffer.from('x'));
   assert.match(log.failure ?? '', /EEXIST/);
   assert.throws(() => readFileSync(target), { code: 'ENOENT' });
+});
+
+test('RUN_LOG_UNREADABLE where something else lies than a file; nothing is followed, nobody waits', async () => {
+  for (const [command, ...args] of [['mkfifo'], ['mkdir'], ['ln', '-s', '/etc/hostname']] as const) {
+    using directory = scratch();
+    execFileSync(command, [...args, join(directory.path, HEAD)]);
+    await assert.rejects(entriesOf(directory.path), { code: 'RUN_LOG_UNREADABLE' }, command);
+  }
 });

@@ -3,8 +3,9 @@
  *
  * The link process writes it, because the host daemon reads no byte of a guest, and the process that does must not be
  * able to make anybody else wait. It cannot be handed an open descriptor (link processes start before it is known
- * which run they serve, and Node passes only sockets between processes), so it creates files in the one directory it is
- * told, which the daemon made for this run, and nowhere else. The CLI reads them; nobody reads them in the daemon.
+ * which run they serve, and Node passes only sockets between processes), so it creates files in one directory, which
+ * the daemon made for this run and which is the only one that its jail lets it write to. The CLI reads the files, and
+ * trusts neither their content nor that they are files; nobody reads them in the daemon.
  *
  *     runs/<id>/log-00000     the beginning of the log; never removed
  *     runs/<id>/log-00001 …   what came later; the oldest of these goes when there would be more than MAX_LATER_SEGMENTS
@@ -289,9 +290,14 @@ function segmentsOf(directory: string): number[] {
   }
 }
 
+/** Its writer has read guest bytes and may have put anything there: a link is not followed, a pipe not waited for. */
 async function openSegment(directory: string, segment: number): Promise<FileHandle | undefined> {
+  const flags = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK;
   try {
-    return await open(join(directory, segmentName(segment)), constants.O_RDONLY | constants.O_NOFOLLOW);
+    const file = await open(join(directory, segmentName(segment)), flags);
+    if ((await file.stat()).isFile()) return file;
+    await file.close();
+    throw new Error(`${segmentName(segment)} is no file`);
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
     throw new CtError('RUN_LOG_UNREADABLE', `the log of the run cannot be read: ${messageOf(error)}`, {
