@@ -16,6 +16,8 @@ import { Runs } from './runs.ts';
 import { HostServer } from './server.ts';
 
 const DEFAULT_IDLE_SECONDS = 1800;
+/** Longer idle times, `Infinity` among them, mean never: a service (setTimeout would fire at once). */
+const MAX_TIMER_MS = 2 ** 31 - 1;
 /** Part of the memory for VMs that idle ones may take. */
 const WARM_SHARE = 0.05;
 
@@ -56,7 +58,7 @@ async function main(): Promise<void> {
     clearTimeout(idleTimer);
     clearTimeout(retentionTimer);
     if (busy) return;
-    idleTimer = setTimeout(() => void leave(), idleMs);
+    if (idleMs <= MAX_TIMER_MS) idleTimer = setTimeout(() => void leave(), idleMs);
     retentionTimer = setTimeout(() => {
       // What cannot be removed is tried again when the daemon is next idle.
       runs.retain().catch((error) => {
