@@ -200,6 +200,16 @@ export const COMMANDS: readonly CommandSpec[] = [
     load: () => import('./commands/doctor.ts'),
   },
   {
+    name: 'host',
+    summary: 'be the host daemon, for a service manager',
+    description: [
+      'Every command that needs the host daemon starts it, so this is for machines where it is a service with a cgroup of its own: deploy/systemd/ct-host.service. It stays until it is told to leave; SIGTERM lets running jobs end, a second SIGTERM does not.',
+    ],
+    options: [{ name: 'foreground', help: 'required: the daemon replaces this process, and logs to stderr' }],
+    examples: [{ command: 'CT_HOME=/var/lib/ct ct host --foreground', what: 'the daemon of that CT_HOME' }],
+    load: () => import('./commands/host.ts'),
+  },
+  {
     name: 'init',
     summary: 'write a commented ct.yml that fits this repository',
     description: [

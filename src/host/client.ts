@@ -130,29 +130,54 @@ function logPath(ctHome: string): string {
   return join(ctHome, 'host.log');
 }
 
-/** Returns when the daemon listens or another one holds the lock; a text if it failed. */
-async function startDaemon(ctHome: string, socketPath: string): Promise<string | undefined> {
-  await mkdir(ctHome, { recursive: true, mode: 0o700 });
-  const log = openSync(logPath(ctHome), 'w', 0o600);
+interface Program {
+  readonly file: string;
+  readonly args: string[];
+  readonly env: Record<string, string>;
+}
+
+function daemonProgram(ctHome: string, socketPath: string): Program {
   const env: Record<string, string> = { PATH: process.env['PATH'] ?? '/usr/sbin:/usr/bin:/sbin:/bin' };
   for (const name of ['HOME', 'NODE_COMPILE_CACHE', 'CT_HOST_IDLE_SECONDS', 'TMPDIR']) {
     const value = process.env[name];
     if (value !== undefined) env[name] = value;
   }
-  const child = spawn(
-    launcherPath,
-    [
-      ...['exec', '--lock', join(ctHome, 'host.lock'), '--'],
-      ...[
-        process.execPath,
-        '--disable-warning=ExperimentalWarning',
-        entryPoint('host/daemon'),
-        ctHome,
-        socketPath,
-      ],
-    ],
-    { cwd: '/', detached: true, stdio: ['ignore', 'pipe', log], env },
-  );
+  const lock = ['exec', '--lock', join(ctHome, 'host.lock'), '--'];
+  const node = [process.execPath, '--disable-warning=ExperimentalWarning'];
+  return { file: launcherPath, args: [...lock, ...node, entryPoint('host/daemon'), ctHome, socketPath], env };
+}
+
+/**
+ * Turns this process into the daemon of `ctHome`, for a service manager: its messages go to stderr, and it stays until it
+ * is told to leave, unless CT_HOST_IDLE_SECONDS says otherwise. SIGTERM lets jobs end, a second one does not. Returns only
+ * by throwing: USAGE if there is a daemon already, HOST_UNREACHABLE if this process cannot become one.
+ */
+export async function becomeHost(ctHome: string): Promise<never> {
+  const socketPath = join(await socketDirectory(ctHome), 'host.sock');
+  const running = await new Client(socketPath).info().catch(() => undefined);
+  if (running) {
+    throw new CtError('USAGE', `a host daemon of ${ctHome} runs already (process ${running.pid})`, {
+      hint: `let it end its jobs and leave: kill ${running.pid}`,
+    });
+  }
+  const { file, args, env } = daemonProgram(ctHome, socketPath);
+  process.chdir('/');
+  try {
+    process.execve?.(file, [file, ...args], { CT_HOST_IDLE_SECONDS: 'Infinity', ...env });
+  } catch (error) {
+    throw new CtError('HOST_UNREACHABLE', `the host daemon cannot be started: ${messageOf(error)}`, {
+      cause: error,
+    });
+  }
+  throw new CtError('PLATFORM_UNSUPPORTED', 'this Node.js cannot become another program (process.execve)');
+}
+
+/** Returns when the daemon listens or another one holds the lock; a text if it failed. */
+async function startDaemon(ctHome: string, socketPath: string): Promise<string | undefined> {
+  await mkdir(ctHome, { recursive: true, mode: 0o700 });
+  const log = openSync(logPath(ctHome), 'w', 0o600);
+  const { file, args, env } = daemonProgram(ctHome, socketPath);
+  const child = spawn(file, args, { cwd: '/', detached: true, stdio: ['ignore', 'pipe', log], env });
   closeSync(log);
   const { stdout } = child;
   if (!stdout) return 'no output';
