@@ -9,17 +9,22 @@
  *     lines of JSON, ended by "\n"; at most MAX_REPLY_BYTES until the daemon speaks again. No descriptors.
  */
 import type { ChildProcess } from 'node:child_process';
+import { printable } from '../core/bounded-tail.ts';
 import { CtError } from '../core/errors.ts';
 
 /** An honest answer is a few hundred bytes, and one with the longest error messages a few ten thousand. Child-controlled. */
 const MAX_REPLY_BYTES = 256 * 1024;
 /** Pieces of an unfinished line that are kept apart; a child may write byte by byte. */
 const MAX_PIECES = 64;
+const QUOTED_BYTES = 60;
 const LF = 0x0a;
 
 /** The part of Node's internal channel handle that is used here; the hostile-link test fails if a new Node has another. */
 interface ChannelHandle {
-  onread: (bytes: ArrayBuffer | undefined) => void;
+  /** `memory` begins with what was read and may be longer; undefined at the end of the channel. */
+  onread: (memory: ArrayBuffer | undefined) => void;
+  /** All bytes so far, those that `onread` is being told of included. */
+  readonly bytesRead: number;
   pendingHandle: { close(): void } | null;
 }
 
@@ -44,7 +49,8 @@ export class GuardedChannel {
     const channel = channelHandle(child);
     if (!channel) throw new CtError('INTERNAL', 'the channel of a link process cannot be guarded');
     const nodeReader = channel.onread;
-    channel.onread = (bytes): void => {
+    let seenBytes = channel.bytesRead;
+    channel.onread = (memory): void => {
       const { pendingHandle } = channel;
       channel.pendingHandle = null;
       if (pendingHandle) {
@@ -52,8 +58,13 @@ export class GuardedChannel {
         this.#violate('it sent a descriptor');
       }
       // The end of the channel is Node's business.
-      if (bytes === undefined) nodeReader.call(channel, undefined);
-      else if (!this.#violated) this.#read(Buffer.from(bytes));
+      if (memory === undefined) {
+        nodeReader.call(channel, undefined);
+        return;
+      }
+      const length = channel.bytesRead - seenBytes;
+      seenBytes = channel.bytesRead;
+      if (!this.#violated) this.#read(Buffer.from(memory, 0, length));
     };
   }
 
@@ -85,7 +96,8 @@ export class GuardedChannel {
     try {
       message = JSON.parse(line.toString('utf8'));
     } catch {
-      this.#violate('it sent something that is not JSON');
+      const beginning = printable(line.subarray(0, QUOTED_BYTES).toString('utf8'));
+      this.#violate(`it sent something that is not JSON: ${beginning}`);
       return;
     }
     const cmd = typeof message === 'object' && message !== null && 'cmd' in message ? message.cmd : undefined;
@@ -115,6 +127,10 @@ function channelHandle(child: ChildProcess): ChannelHandle | undefined {
     ({ description }) => description === 'kChannelHandle',
   );
   const handle = symbol && (child as unknown as Record<symbol, ChannelHandle | undefined>)[symbol];
-  const usable = typeof handle?.onread === 'function' && 'pendingHandle' in handle && '_handleQueue' in child;
+  const usable =
+    typeof handle?.onread === 'function' &&
+    typeof handle.bytesRead === 'number' &&
+    'pendingHandle' in handle &&
+    '_handleQueue' in child;
   return usable ? handle : undefined;
 }

@@ -1,0 +1,241 @@
+/**
+ * A link process that its guest has taken over, and one that its guest keeps from ever returning to its event loop: the
+ * daemon's end (src/host/link.ts) stays alive and small, and ends it. The daemon is this process.
+ */
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { chmodSync, readdirSync, writeFileSync } from 'node:fs';
+import { connect, createServer, type Socket } from 'node:net';
+import { join } from 'node:path';
+import { after, before, describe, test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { Link, type LinkOptions } from '../../src/host/link.ts';
+import type { LinkCall } from '../../src/host/link-messages.ts';
+import { peakMib } from '../support/hostile-host.ts';
+import { type Scratch, scratchDirectory } from '../support/scratch.ts';
+
+const DAEMON_MAX_GROWTH_MIB = 24;
+/** Of a node process that is killed while it writes at full speed. */
+const ENDED_MS = 10_000;
+
+/** `write` fills the channel as fast as it takes bytes; nothing here uses Node's IPC but the acknowledgement of handles. */
+const PRELUDE = `
+import fs from 'node:fs';
+const write = (bytes) => {
+  for (let at = 0; at < bytes.length;) {
+    try { at += fs.writeSync(3, bytes, at); } catch (error) { if (error.code !== 'EAGAIN') process.exit(1); }
+  }
+};
+const say = (message) => write(Buffer.from(JSON.stringify(message) + '\\n'));
+const hold = () => setTimeout(() => {}, 60_000);
+const MIB = 1024 * 1024;
+`;
+
+let scratch: Scratch;
+before(() => {
+  scratch = scratchDirectory();
+  chmodSync(scratch.path, 0o755); // the link process is another user
+});
+after(() => scratch[Symbol.dispose]());
+
+let programs = 0;
+function program(source: string): string {
+  const path = join(scratch.path, `link-${programs++}.mjs`);
+  writeFileSync(path, PRELUDE + source);
+  return path;
+}
+
+function hostile(source: string, options: LinkOptions = {}): Link & AsyncDisposable {
+  const link = new Link({ program: program(source), ...options });
+  return Object.assign(link, { [Symbol.asyncDispose]: () => link.kill() });
+}
+
+const READY: LinkCall = { type: 'await-ready', timeoutMs: 20_000 };
+
+describe('a link process that says what it must not ends with LINK_DIED, and the daemon lives on', () => {
+  const cases: readonly [what: string, source: string, message: RegExp][] = [
+    ['text that is not JSON', `write(Buffer.from('garbage\\n')); hold();`, /not JSON/],
+    ['binary garbage', `write(Buffer.alloc(1000, 0xff)); write(Buffer.from('\\n')); hold();`, /not JSON/],
+    [
+      'a line that never ends',
+      `const part = Buffer.alloc(MIB, 'a'); write(Buffer.from('"')); for (;;) write(part);`,
+      /more than 262144 bytes/,
+    ],
+    [
+      'answers without end',
+      `const part = Buffer.from('{"type":"alive"}\\n'.repeat(10_000)); for (;;) write(part);`,
+      /more than 262144 bytes/,
+    ],
+    [
+      'nested JSON without end',
+      `write(Buffer.from('['.repeat(200_000) + '\\n')); hold();`,
+      /not JSON|malformed/,
+    ],
+    ['a message of unknown type', `say({ type: 'shell', argv: ['id'] }); hold();`, /malformed/],
+    ['null', 'say(null); hold();', /malformed/],
+    ['a number', 'say(7); hold();', /malformed/],
+    [
+      'the end of a job that nobody started',
+      `say({ type: 'job-done', result: { outcome: 'success', exitCode: 0 } }); hold();`,
+      /said `job-done`, which nobody asked/,
+    ],
+    [
+      'progress of a job that nobody started',
+      `say({ type: 'step', step: 0, state: 'running' }); hold();`,
+      /more of its job than there is/,
+    ],
+    ['an acknowledgement of no handle', `say({ cmd: 'NODE_HANDLE_ACK' }); hold();`, /not its to send/],
+    ['a refusal of a handle', `say({ cmd: 'NODE_HANDLE_NACK' }); hold();`, /not its to send/],
+    [
+      'a handle of unknown type',
+      `say({ cmd: 'NODE_HANDLE', type: '__proto__', msg: { type: 'ready' } }); hold();`,
+      /not its to send/,
+    ],
+    [
+      'a descriptor',
+      `import net from 'node:net';
+       const server = net.createServer().listen(0, '127.0.0.1', () => process.send({ type: 'ready' }, server));
+       server.on('error', () => { const pipe = new net.Socket({ fd: 2 }); process.send({ type: 'ready' }, pipe); });
+       hold();`,
+      /descriptor|not its to send/,
+    ],
+    ['endless complaints', `for (;;) fs.writeSync(2, 'x'.repeat(65536));`, /floods its stderr/],
+  ];
+  for (const [what, source, message] of cases) {
+    test(what, async () => {
+      const beforeMib = peakMib(process.pid);
+      const startedAt = performance.now();
+      await using link = hostile(source);
+      await assert.rejects(link.call(READY), { code: 'LINK_DIED', message });
+      await link.exited;
+      assert.ok(performance.now() - startedAt < ENDED_MS);
+      await assert.rejects(link.call(READY), { code: 'LINK_DIED', message });
+      const growthMib = peakMib(process.pid) - beforeMib;
+      assert.ok(growthMib < DAEMON_MAX_GROWTH_MIB, `the daemon grew by ${growthMib} MiB`);
+    });
+  }
+});
+
+test("the control: Node's own end of the channel is ended by one line that is not JSON, and filled by a long one", async () => {
+  const parent = (source: string): string => `
+    import { spawn } from 'node:child_process';
+    import { readFileSync } from 'node:fs';
+    const child = spawn(process.execPath, [${JSON.stringify(program(source))}],
+      { stdio: ['ignore', 'ignore', 'ignore', 'ipc'] });
+    child.on('message', () => {});
+    child.on('exit', () => console.log(/^VmHWM:\\s+(\\d+)/m.exec(readFileSync('/proc/self/status', 'utf8'))[1]));`;
+  const run = async (source: string): Promise<{ code: number | null; peak: number }> => {
+    const child = spawn(process.execPath, ['--input-type=module', '-e', parent(source)], {
+      stdio: ['ignore', 'pipe', 'ignore'],
+    });
+    let out = '';
+    child.stdout.on('data', (chunk: Buffer) => {
+      out += chunk.toString();
+    });
+    const [code] = (await once(child, 'close')) as [number | null];
+    return { code, peak: Number(out) / 1024 };
+  };
+  const [garbage, long] = await Promise.all([
+    run(`write(Buffer.from('garbage\\n')); setTimeout(() => {}, 1000);`),
+    run(
+      `const part = Buffer.alloc(MIB, 'a'); write(Buffer.from('"')); for (let i = 0; i < 150; i++) write(part);`,
+    ),
+  ]);
+  assert.notEqual(garbage.code, 0);
+  assert.ok(long.peak > 200, `${long.peak} MiB`);
+});
+
+describe('a link process that does not come to an end', { concurrency: 3 }, () => {
+  /** Answers heartbeats as an honest one does. */
+  const honest = `process.on('message', (m) => { if (m.type === 'heartbeat') say({ type: 'alive' }); });`;
+
+  test('is LINK_STUCK when it never returns to its event loop', async () => {
+    await using link = hostile(`process.on('message', () => { for (;;); });`, { heartbeatIntervalMs: 100 });
+    await assert.rejects(link.call(READY), { code: 'LINK_STUCK', message: /did not answer for 1 s/ });
+    await link.exited;
+  });
+
+  test('is LINK_STUCK when it is stopped', async () => {
+    await using link = hostile(honest, { heartbeatIntervalMs: 100 });
+    const call = link.call(READY);
+    call.catch(() => {});
+    await sleep(500);
+    process.kill(link.pid, 'SIGSTOP');
+    await assert.rejects(call, { code: 'LINK_STUCK' });
+    await link.exited;
+  });
+
+  test('is left alone while it answers heartbeats: the control', async () => {
+    await using link = hostile(honest, { heartbeatIntervalMs: 100 });
+    const call = link.call(READY);
+    const first = await Promise.race([call.catch((error) => error), sleep(3000, 'lives')]);
+    assert.equal(first, 'lives');
+    await link.kill();
+    await assert.rejects(call, { code: 'LINK_DIED', message: /SIGKILL/ });
+  });
+
+  test('is LINK_STUCK when it answers heartbeats but never ends what it was told to do', async () => {
+    await using link = hostile(honest, { heartbeatIntervalMs: 100, overtimeMs: 500 });
+    await assert.rejects(link.call({ ...READY, timeoutMs: 1000 }), {
+      code: 'LINK_STUCK',
+      message: /did not end `await-ready` within 1.5 s/,
+    });
+  });
+
+  test('does not outlive its job by more than the overtime', async () => {
+    await using link = hostile(honest, { heartbeatIntervalMs: 100, overtimeMs: 500 });
+    const request = { timeoutMs: 1000 };
+    const command = {
+      type: 'job',
+      run: 'x',
+      request,
+      pending: '',
+      logDirectory: '/out',
+    } as unknown as LinkCall;
+    await assert.rejects(link.call(command), { code: 'LINK_STUCK', message: /did not end `job`/ });
+  });
+
+  test('and takes no bytes cannot make the daemon keep more than the heartbeats it missed', async () => {
+    await using link = hostile('for (;;);', { heartbeatIntervalMs: 50 });
+    const beforeMib = peakMib(process.pid);
+    await assert.rejects(link.call(READY), { code: 'LINK_STUCK' });
+    assert.ok(peakMib(process.pid) - beforeMib < DAEMON_MAX_GROWTH_MIB);
+  });
+});
+
+test('a link process that dies says how, and what it wrote last, without control characters', async () => {
+  await using link = hostile(`fs.writeSync(2, 'out of \\x1b[31mmemory\\n'); process.exit(3);`);
+  await assert.rejects(link.call(READY), {
+    code: 'LINK_DIED',
+    message: 'the link process of the VM ended (exit code 3): out of [31mmemory',
+  });
+});
+
+test('handles still reach an honest link process, one after another, and are acknowledged', async () => {
+  await using link = hostile(`
+    process.on('message', (m, socket) => {
+      if (m.type === 'heartbeat') return say({ type: 'alive' });
+      socket.end('hello');
+      say({ type: m.type === 'open' ? 'opened' : 'ready', timings: {} });
+    });`);
+  const path = join(scratch.path, 'socket');
+  const server = createServer().listen(path);
+  await once(server, 'listening');
+  using _closed = { [Symbol.dispose]: () => void server.close() };
+  const identity = { hostname: 'x', volumeCipher: 'none' };
+  for (const command of [READY, { type: 'open', identity, timeoutMs: 5000 }, READY] as const) {
+    const accepted = once(server, 'connection') as Promise<[Socket]>;
+    const client = connect(path);
+    const [socket] = await accepted;
+    await link.call(command, socket);
+    const [greeting] = await once(client, 'data');
+    assert.equal(String(greeting), 'hello');
+    client.destroy();
+  }
+});
+
+test('a hostile link process leaves the daemon no descriptors', () => {
+  const fds = readdirSync('/proc/self/fd').length;
+  assert.ok(fds < 64, `${fds} descriptors are open`);
+});
