@@ -1,7 +1,14 @@
 /** Values of secrets in a process of ours: in buffers that can be wiped, in an object that nothing prints. */
 import { inspect } from 'node:util';
 import { CtError } from '../core/errors.ts';
-import { MAX_JOB_SECRETS_BYTES, MAX_SECRET_BYTES, MIN_SECRET_CHARACTERS } from '../protocol/limits.ts';
+import {
+  MAX_JOB_SECRETS,
+  MAX_JOB_SECRETS_BYTES,
+  MAX_SECRET_BYTES,
+  MIN_SECRET_CHARACTERS,
+} from '../protocol/limits.ts';
+
+const TOO_LARGE_HINT = 'keep large data encrypted in the repository, and only its key as a secret';
 
 export class SecretValues implements Disposable {
   readonly #values = new Map<string, Buffer>();
@@ -13,23 +20,18 @@ export class SecretValues implements Disposable {
    */
   add(name: string, value: Buffer): void {
     const wrong = wrongValue(value);
-    if (wrong !== undefined || this.#bytes + value.length > MAX_JOB_SECRETS_BYTES) {
+    const together = this.#bytes + value.length;
+    const tooMany = together > MAX_JOB_SECRETS_BYTES || this.#values.size === MAX_JOB_SECRETS;
+    if (wrong !== undefined || tooMany) {
       value.fill(0);
-      throw wrong === undefined
-        ? new CtError(
-            'SECRET_UNUSABLE',
-            `the secrets together are larger than ${MAX_JOB_SECRETS_BYTES} bytes`,
-            {
-              hint: 'keep large data encrypted in the repository, and only its key as a secret',
-            },
-          )
-        : new CtError('SECRET_UNUSABLE', `the value of the secret \`${name}\` ${wrong.message}`, {
-            hint: wrong.hint,
-          });
+      const message = wrong
+        ? `the value of the secret \`${name}\` ${wrong.message}`
+        : `the secrets of the job are more than ${MAX_JOB_SECRETS}, or larger than ${MAX_JOB_SECRETS_BYTES} bytes together`;
+      throw new CtError('SECRET_UNUSABLE', message, { hint: wrong?.hint ?? TOO_LARGE_HINT });
     }
     this.#values.get(name)?.fill(0);
     this.#values.set(name, value);
-    this.#bytes += value.length;
+    this.#bytes = together;
   }
 
   /** As it was given. The caller must not change or keep it. */
@@ -67,10 +69,7 @@ export class SecretValues implements Disposable {
 
 function wrongValue(value: Buffer): { readonly message: string; readonly hint: string } | undefined {
   if (value.length > MAX_SECRET_BYTES) {
-    return {
-      message: `is longer than ${MAX_SECRET_BYTES} bytes`,
-      hint: 'keep large data encrypted in the repository, and only its key as a secret',
-    };
+    return { message: `is longer than ${MAX_SECRET_BYTES} bytes`, hint: TOO_LARGE_HINT };
   }
   if (value.includes(0)) {
     return { message: 'has a NUL byte', hint: 'encode it, for example in base64, and decode it in the job' };

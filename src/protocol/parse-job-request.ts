@@ -56,7 +56,7 @@ function parseStep(value: unknown, at: string): StepRequest {
     ...(step['secrets'] === undefined
       ? {}
       : {
-          secrets: list(step['secrets'], `${at}.secrets`, 2 * MAX_JOB_SECRETS).map((secret, i) =>
+          secrets: list(step['secrets'], `${at}.secrets`, MAX_JOB_SECRETS).map((secret, i) =>
             parseStepSecret(secret, `${at}.secrets[${i}]`),
           ),
         }),

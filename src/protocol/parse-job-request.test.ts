@@ -1,0 +1,61 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { MAX_JOB_SECRETS } from './limits.ts';
+import { parseJobRequest } from './parse-job-request.ts';
+import { encodeSecret, isSecretName, parseSecret } from './secret-record.ts';
+
+const STEP = { name: 's', argv: ['x'], env: {}, workingDirectory: '.', condition: 'success' };
+const REQUEST = {
+  name: 'job',
+  image: `sha256:${'0'.repeat(64)}`,
+  cpus: 1,
+  memoryMib: 512,
+  diskMib: 1024,
+  env: {},
+  steps: [STEP],
+  timeoutMs: 1000,
+  artifacts: [],
+  sendsTree: false,
+};
+
+const withSecrets = (secrets: unknown): unknown => ({ ...REQUEST, steps: [{ ...STEP, secrets }] });
+
+test('names of secrets pass, and nothing else that a client puts beside them', () => {
+  assert.equal(JSON.stringify(parseJobRequest(REQUEST).steps), JSON.stringify([STEP]));
+  const secrets = [{ name: 'TOKEN', env: 'OTHER' }, { name: 'KEY' }];
+  assert.deepEqual(parseJobRequest(withSecrets(secrets)).steps[0]?.secrets, secrets);
+  const [secret] = parseJobRequest(withSecrets([{ name: 'KEY', value: 'hunter22' }])).steps[0]?.secrets ?? [];
+  assert.deepEqual(secret, { name: 'KEY' });
+});
+
+test('HOST_PROTOCOL refuses what is no secret, and names the field', () => {
+  for (const secrets of [
+    'TOKEN',
+    ['TOKEN'],
+    [{}],
+    [{ name: '../x' }],
+    [{ name: 'A', env: 'B=C' }],
+    [{ name: 'CT_RUN' }],
+    [{ name: 'x'.repeat(129) }],
+    Array.from({ length: MAX_JOB_SECRETS + 1 }, (_, index) => ({ name: `S${index}` })),
+  ]) {
+    assert.throws(() => parseJobRequest(withSecrets(secrets)), {
+      code: 'HOST_PROTOCOL',
+      message: /steps\[0\]\.secrets/,
+    });
+  }
+});
+
+test('a secret survives its record, whatever its bytes are', () => {
+  const value = Buffer.from([1, 0x2c, 0xff, 0x0a]);
+  const payload = encodeSecret('TOKEN', value);
+  const parsed = parseSecret(payload);
+  assert.deepEqual(parsed, { name: 'TOKEN', value });
+  payload.fill(0);
+  assert.deepEqual(parsed.value, value, 'a copy');
+});
+
+test('names: as of variables, without those that ct sets', () => {
+  for (const name of ['A', '_', 'a1', 'CT_HOME', 'CTX']) assert.ok(isSecretName(name), name);
+  for (const name of ['', '1A', 'a-b', 'CT', 'CT_RUN', 'A\n', 'ü']) assert.ok(!isSecretName(name), name);
+});
