@@ -51,6 +51,7 @@ async function main(): Promise<void> {
   const runs = new Runs({
     ctHome,
     onSetAside: (why) => process.stderr.write(`ct host: the record of runs begins anew: ${why}\n`),
+    onWriteError: (error) => process.stderr.write(`ct host: a run is not recorded: ${messageOf(error)}\n`),
   });
   let idleTimer: NodeJS.Timeout | undefined;
   let retentionTimer: NodeJS.Timeout | undefined;

@@ -55,7 +55,7 @@ async function handle(command: LinkCommand, socket: Socket | undefined): Promise
       current.close();
       if (journal.failure !== undefined) {
         const message = `the log of this run is not complete: ${journal.failure}`;
-        await client.event({ type: 'notice', level: 'warning', message });
+        void client.event({ type: 'notice', level: 'warning', message }); // not a reason to wait for who does not read
       }
       finished = { client, result };
       reply({ type: 'job-done', result });

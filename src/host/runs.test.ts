@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { DatabaseSync } from 'node:sqlite';
 import { test } from 'node:test';
 import { CtError } from '../core/errors.ts';
 import type { JobRequest } from '../protocol/run.ts';
@@ -86,6 +87,28 @@ test('a run that overstays in destroying is ended on the spot: nothing else woul
   await new Promise((resolve) => setImmediate(resolve));
   const { state, outcome, error } = runs.detail(run.id);
   assert.deepEqual([state, outcome, error?.code], ['ended', 'infrastructure', 'RUN_DESTROYING_OVERDUE']);
+  runs.close();
+});
+
+test('a record that cannot be written stops no run; its end is recorded when it can be', async () => {
+  using directory = scratch();
+  const complaints: unknown[] = [];
+  const runs = new Runs({ ctHome: directory.path, onWriteError: (error) => complaints.push(error) });
+  const run = runs.begin(request());
+  const other = new DatabaseSync(join(directory.path, 'host.db'));
+  other.exec('BEGIN IMMEDIATE');
+  run.enter('claiming');
+  run.step(0, { state: 'running' });
+  runs.begin(request('unrecorded')).end(SUCCESS);
+  run.end(SUCCESS, { durationMs: 1, removed: [] });
+  run.destroyed({ durationMs: 2, removed: [] });
+  assert.ok(complaints.length >= 4 && complaints.every((error) => /locked/.test(String(error))));
+  assert.equal(runs.detail(run.id).state, 'queued');
+  other.exec('ROLLBACK');
+  other.close();
+  await new Promise((resolve) => setTimeout(resolve, 2500));
+  const { state, outcome, destruction } = runs.detail(run.id);
+  assert.deepEqual([state, outcome, destruction?.durationMs], ['ended', 'success', 2]);
   runs.close();
 });
 

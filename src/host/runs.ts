@@ -20,12 +20,16 @@ import { RunStore } from './run-store.ts';
 export const DEFAULT_KEEP_RUNS = 200;
 export const DEFAULT_MAX_AGE_DAYS = 14;
 const DAY_MS = 24 * 60 * 60 * 1000;
+/** An end that could not be recorded is tried again after this long. */
+const RETRY_MS = 2000;
 /** What names the newest run of all. */
 const LATEST = 'latest';
 
 export interface RunsOptions {
   readonly ctHome: string;
   readonly onSetAside?: (why: string) => void;
+  /** Something of a run could not be recorded, e.g. because the disk is full. The run goes on. */
+  readonly onWriteError?: (error: unknown) => void;
   /** Only tests have other deadlines. */
   readonly deadlineMs?: typeof deadlineMs;
 }
@@ -34,12 +38,14 @@ export class Runs {
   readonly #store: RunStore;
   readonly #directory: string;
   readonly #deadlineMs: typeof deadlineMs;
+  readonly #onWriteError: (error: unknown) => void;
   readonly #live = new Map<string, LiveRun>();
 
   /** Opens the record. Whatever had not ended there was interrupted by the end of the daemon that ran it. */
   constructor(options: RunsOptions) {
     this.#directory = join(options.ctHome, 'runs');
     this.#deadlineMs = options.deadlineMs ?? deadlineMs;
+    this.#onWriteError = options.onWriteError ?? (() => {});
     mkdirSync(this.#directory, { recursive: true, mode: 0o700 });
     this.#store = RunStore.open(join(options.ctHome, 'host.db'), options.onSetAside);
     for (const { run, state } of this.#store.list('unended')) {
@@ -51,26 +57,31 @@ export class Runs {
     this.#store.close();
   }
 
-  /** Records a run as queued; its log directory exists. */
+  /** Records a run as queued; its log directory exists. Throws if that cannot be made. */
   begin(request: JobRequest): LiveRun {
     const createdAtMs = Date.now();
     const run = this.#newId();
     const logDirectory = this.#logDirectory(run);
     mkdirSync(logDirectory, { mode: 0o700 });
-    this.#store.create({
-      run,
-      job: request.name,
-      imageDigest: request.image,
-      shape: { cpus: request.cpus, memoryMib: request.memoryMib, diskMib: request.diskMib },
-      steps: request.steps.map(({ name }) => name),
-      createdAtMs,
-    });
+    try {
+      this.#store.create({
+        run,
+        job: request.name,
+        imageDigest: request.image,
+        shape: { cpus: request.cpus, memoryMib: request.memoryMib, diskMib: request.diskMib },
+        steps: request.steps.map(({ name }) => name),
+        createdAtMs,
+      });
+    } catch (error) {
+      this.#onWriteError(error);
+    }
     const live = new LiveRun(this.#store, {
       run,
       logDirectory,
       createdAtMs,
       deadlineMs: (state) => this.#deadlineMs(state, request.timeoutMs),
       onEnd: () => this.#live.delete(run),
+      onWriteError: this.#onWriteError,
     });
     this.#live.set(run, live);
     return live;
@@ -192,15 +203,20 @@ interface LiveRunOptions {
   readonly createdAtMs: number;
   readonly deadlineMs: (state: UnendedState) => number;
   readonly onEnd: () => void;
+  readonly onWriteError: (error: unknown) => void;
 }
 
-/** A run that has not ended. Every change of state is in the record before anybody acts on it. */
+/**
+ * A run that has not ended. Every change of state is in the record before anybody acts on it, unless the record cannot be
+ * written: that is no reason to stop a run, and its end is tried again until it is recorded.
+ */
 export class LiveRun {
   readonly id: string;
   readonly logDirectory: string;
   readonly #store: RunStore;
   readonly #options: LiveRunOptions;
   readonly #controller = new AbortController();
+  readonly #unrecorded: (() => void)[] = [];
   #state: RunState = 'queued';
   #timer: NodeJS.Timeout | undefined;
 
@@ -229,17 +245,18 @@ export class LiveRun {
   enter(state: UnendedState): void {
     if (!mayFollow(this.#state, state)) return;
     this.#state = state;
-    this.#store.setState(this.id, state, Date.now());
+    this.#record(() => this.#store.setState(this.id, state, Date.now()));
     this.#setDeadline(state);
   }
 
   claimed(vm: NonNullable<RunDetail['vm']>, imageName: string): void {
-    this.#store.setVm(this.id, vm, imageName);
+    this.#record(() => this.#store.setVm(this.id, vm, imageName));
   }
 
   /** A position that the job does not have changes nothing. */
   step(position: number, step: Omit<RunStep, 'name'>): void {
-    if (this.#state !== 'ended') this.#store.setStep(this.id, position, step);
+    if (this.#state === 'ended') return;
+    this.#record(() => this.#store.setStep(this.id, position, step));
   }
 
   /** The first end counts. Call it before the client hears of it: the daemon may be killed between the two. */
@@ -248,18 +265,45 @@ export class LiveRun {
     clearTimeout(this.#timer);
     this.#state = 'ended';
     const nowMs = Date.now();
-    this.#store.end(this.id, {
+    const end = {
       nowMs,
       durationMs: nowMs - this.#options.createdAtMs,
       ...result,
       ...(destruction ? { destruction } : {}),
-    });
+    };
+    this.#untilRecorded(() => this.#store.end(this.id, end));
     this.#options.onEnd();
   }
 
   /** What else is known to be gone of a run that has ended. */
   destroyed(destruction: Destruction): void {
-    this.#store.setDestruction(this.id, destruction);
+    this.#untilRecorded(() => this.#store.setDestruction(this.id, destruction));
+  }
+
+  #record(write: () => void): boolean {
+    try {
+      write();
+      return true;
+    } catch (error) {
+      this.#options.onWriteError(error);
+      return false;
+    }
+  }
+
+  /** One write after the other, in the order of the calls. */
+  #untilRecorded(write: () => void): void {
+    this.#unrecorded.push(write);
+    if (this.#unrecorded.length === 1) this.#writeUnrecorded();
+  }
+
+  #writeUnrecorded(): void {
+    for (let next = this.#unrecorded[0]; next; next = this.#unrecorded[0]) {
+      if (!this.#record(next)) {
+        setTimeout(() => this.#writeUnrecorded(), RETRY_MS).unref();
+        return;
+      }
+      this.#unrecorded.shift();
+    }
   }
 
   #setDeadline(state: UnendedState): void {
