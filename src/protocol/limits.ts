@@ -15,7 +15,7 @@ export const MAX_SCRIPT_BYTES = 512 * 1024;
 /** Value of one secret: fits one record with its name, and an `env` record of the guest link. User-controlled. */
 export const MAX_SECRET_BYTES = 48 * 1024;
 
-/** All secrets of a job: what is masked takes up to 1.3 KiB of the link process's memory for each byte (docs/adr/0008). */
+/** All secrets of a job: masking takes up to 1.3 KiB of the link process's memory for each byte (docs/adr/0008). */
 export const MAX_JOB_SECRETS_BYTES = 64 * 1024;
 
 /** Secrets of a job. */
