@@ -20,6 +20,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { findHost } from '../../src/host/client.ts';
+import { MAX_SECRET_BYTES } from '../../src/protocol/limits.ts';
 import { stopHost } from '../support/host.ts';
 import { testHome, testImage } from '../support/images.ts';
 import { descendantsOf } from '../support/processes.ts';
@@ -282,6 +283,27 @@ test('a template holds no secret: it is older than any', { timeout: 300_000 }, a
   for (const { pid } of family) {
     for (const value of [first, second]) assert.ok(!memoryHolds(pid, value), `process ${pid}`);
   }
+});
+
+test('the largest secret arrives and is masked', { timeout: 300_000 }, async () => {
+  const file = join(directory, 'big-value');
+  writeFileSync(
+    file,
+    randomBytes(MAX_SECRET_BYTES).map((byte) => byte || 1),
+  );
+  const root = project(
+    'big',
+    `  build:
+    secrets: {BIG: file}
+    steps: [{run: 'cd /run/ct/secrets; sha256sum BIG; base64 -w0 BIG; echo; cat BIG; echo; echo "$(wc -c < BIG)"'}]
+`,
+  );
+  const outcome = await runCt(['run', '--secret-file', `BIG=${file}`], { cwd: root, env });
+  assert.equal(outcome.status, 0, outcome.stderr);
+  const value = readFileSync(file);
+  assert.ok(outcome.stdout.includes(createHash('sha256').update(value).digest('hex')), outcome.stdout);
+  assert.ok(outcome.stdout.includes(`${MAX_SECRET_BYTES}`));
+  assert.ok(outcome.stdout.length < 2000, 'it was masked');
 });
 
 test('artifacts are not masked, and a secret in them is told', { timeout: 300_000 }, async () => {
