@@ -378,7 +378,7 @@ function delegationObstacle(own: string, { procSelf }: CgroupHost): string | und
   const self = Number(/^Pid:\s*(\d+)$/m.exec(readOr(join(procSelf, 'status'), ''))?.[1]);
   const others = processesIn(own).filter((pid) => pid !== self);
   if (others.length === 0) return undefined;
-  return `${own} has ${others.length} other processes, and a cgroup with processes cannot limit its children (no delegation)`;
+  return `${own} holds other processes (${others.length}), and a cgroup that holds processes cannot limit its children`;
 }
 
 /** Only the uppermost cgroup has no type (cgroup-v2.rst). */
