@@ -49,7 +49,9 @@ function bashScript(commands: readonly CommandSpec[]): string {
         ? `compgen -W '${choices.join(' ')}' -- "$word"`
         : value === 'DIR'
           ? 'compgen -d -- "$word"'
-          : 'true';
+          : value === 'FILE'
+            ? 'compgen -f -- "$word"'
+            : 'true';
       return `    ${names}) COMPREPLY=($(${compgen})); return ;;`;
     });
   const groupCases = [...groups(commands)].map(
@@ -112,7 +114,7 @@ function fishScript(commands: readonly CommandSpec[]): string {
       );
     }
     for (const { name, short, value, choices, help } of command.options) {
-      const takes = value === undefined ? '' : value === 'DIR' ? ' -r -F' : ' -r';
+      const takes = value === undefined ? '' : value === 'DIR' || value === 'FILE' ? ' -r -F' : ' -r';
       const values = choices ? ` -a '${choices.join(' ')}'` : '';
       lines.push(
         `complete -c ct -n '${seen}' -l ${name}${short ? ` -s ${short}` : ''}${takes}${values} -d ${quoted(help)}`,
