@@ -11,7 +11,7 @@ import { CtError, type ErrorReport, messageOf } from '../core/errors.ts';
 import { buildId, entryPoint, launcherPath } from '../core/install.ts';
 import { socketDirectory } from '../core/paths.ts';
 import type { SecretValues } from '../job/secret-values.ts';
-import { MAX_JSON_BYTES } from '../protocol/limits.ts';
+import { MAX_JSON_BYTES, MAX_RECORD_BYTES } from '../protocol/limits.ts';
 import { encodeChunked, encodeRecord, RecordDecoder } from '../protocol/records.ts';
 import {
   ClientRecord,
@@ -41,6 +41,11 @@ const { request: httpRequest } = process.getBuiltinModule('node:http');
 
 const START_TIMEOUT_MS = 20_000;
 const ANSWER_TIMEOUT_MS = 10_000;
+/** An event is split into records that are full but for the last. */
+const MAX_EVENT_RECORDS = MAX_JSON_BYTES / MAX_RECORD_BYTES;
+const CLOSING_BRACE = 0x7d;
+/** From the end of a connection to a record of the run that says why. */
+const RECORD_TIMEOUT_MS = 5000;
 /** Artifacts that wait for the disk. */
 const ARTIFACT_QUEUE_BYTES = 1024 * 1024;
 /** ct-launcher: another daemon holds the lock. */
@@ -216,11 +221,29 @@ class Client implements HostClient {
 
   async runJob(request: JobRequest, io: JobIo): Promise<JobResult> {
     const socket = await this.#upgrade();
+    const stream = new JobStream(socket, io);
     try {
-      return await new JobStream(socket, io).run(request);
+      return await stream.run(request);
+    } catch (error) {
+      const died = error instanceof CtError && error.code === 'LINK_DIED';
+      const end = died && stream.runId !== undefined ? await this.#recordedEnd(stream.runId) : undefined;
+      if (end) return end;
+      throw error;
     } finally {
       socket.destroy();
     }
+  }
+
+  /** Why a run ended whose link process could not say so: the daemon knows. Undefined if it does not soon. */
+  async #recordedEnd(run: string): Promise<JobResult | undefined> {
+    for (const startedAt = performance.now(); performance.now() - startedAt < RECORD_TIMEOUT_MS; ) {
+      const { outcome, exitCode, error } = await this.run(run).catch(() => ({}) as Partial<RunDetail>);
+      if (outcome !== undefined && exitCode !== undefined) {
+        return { outcome, exitCode, ...(error === undefined ? {} : { error }) };
+      }
+      await sleep(50);
+    }
+    return undefined;
   }
 
   async runs(which: 'all' | 'unended'): Promise<readonly RunInfo[]> {
@@ -323,6 +346,7 @@ class JobStream {
   readonly #socket: Socket;
   readonly #io: JobIo;
   readonly #failed = Promise.withResolvers<never>();
+  #runId: string | undefined;
   #artifacts: { readonly queue: PassThrough; readonly done: Promise<void> } | undefined;
 
   constructor(socket: Socket, io: JobIo) {
@@ -330,6 +354,11 @@ class JobStream {
     this.#io = io;
     this.#failed.promise.catch(() => {});
     socket.on('error', () => {}); // the reader sees the end of the stream
+  }
+
+  /** Known once the run is queued. */
+  get runId(): string | undefined {
+    return this.#runId;
   }
 
   async run(request: JobRequest): Promise<JobResult> {
@@ -359,7 +388,9 @@ class JobStream {
       for (const [type, payload] of decoded) {
         if (type === ServerRecord.event) {
           json.push(payload);
-          const event = parseEvent(Buffer.concat(json));
+          const mayGoOn = payload.length === MAX_RECORD_BYTES && json.length < MAX_EVENT_RECORDS;
+          if (mayGoOn && payload.at(-1) !== CLOSING_BRACE) continue;
+          const event = parseEvent(Buffer.concat(json), mayGoOn);
           if (!event) continue;
           json = [];
           if (event.type === 'done') {
@@ -369,6 +400,7 @@ class JobStream {
           this.#event(event);
         } else if (type === ServerRecord.stdout || type === ServerRecord.stderr) {
           const name = type === ServerRecord.stdout ? 'stdout' : 'stderr';
+          if (payload.length < 2) throw new CtError('HOST_PROTOCOL', 'a record of output is too short');
           await this.#io.onOutput(name, payload.readUInt16BE(0), payload.subarray(2));
         } else if (type === ServerRecord.artifacts) {
           await this.#artifact(payload);
@@ -383,6 +415,7 @@ class JobStream {
   }
 
   #event(event: RunEvent): void {
+    if (event.type === 'queued') this.#runId = event.run;
     if (event.type === 'claimed') {
       this.#sendSecrets(this.#io.secrets);
       this.#feed(ClientRecord.tree, this.#io.tree);
@@ -451,13 +484,17 @@ class JobStream {
   }
 }
 
-/** An event that was split over several records is not JSON until its last part has come. */
-function parseEvent(bytes: Buffer): RunEvent | undefined {
+/** Comes from the link process, which has read what the guest sent. Undefined if `mayGoOn` and the end is missing. */
+function parseEvent(bytes: Buffer, mayGoOn: boolean): RunEvent | undefined {
+  let event: unknown;
   try {
-    return JSON.parse(bytes.toString('utf8')) as RunEvent;
+    event = JSON.parse(bytes.toString('utf8'));
   } catch (error) {
-    if (bytes.length > MAX_JSON_BYTES)
-      throw new CtError('HOST_PROTOCOL', 'an event is too large', { cause: error });
-    return undefined;
+    if (mayGoOn) return undefined;
+    throw new CtError('HOST_PROTOCOL', 'an event is not JSON, or too large', { cause: error });
   }
+  const isEvent =
+    typeof event === 'object' && event !== null && 'type' in event && typeof event.type === 'string';
+  if (!isEvent) throw new CtError('HOST_PROTOCOL', 'an event is malformed');
+  return event as RunEvent;
 }

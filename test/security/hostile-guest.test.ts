@@ -136,6 +136,15 @@ describe('a guest that breaks no rule', { concurrency: 3 }, () => {
   });
 });
 
+test('a link process that its guest keeps from answering is LINK_STUCK, for the daemon and for the client', async () => {
+  const stuck = { code: 'LINK_STUCK', message: /did not answer for 3 s/ };
+  const { client } = await attack('exec:never-answered:stuck', stuck, {
+    // What an endless computation does to an event loop, without the heat.
+    onStep: (linkPid) => process.kill(linkPid, 'SIGSTOP'),
+  });
+  assert.equal('outcome' in client && client.error?.code, 'LINK_STUCK');
+});
+
 test('a guest cannot say what only its link process says: a forged end of the job is output', async () => {
   const { output, client } = await attack('process:forgery', protocol(/unknown record type 80/));
   assert.match(output, /"type":"job-done"/);

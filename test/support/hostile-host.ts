@@ -41,6 +41,8 @@ export interface AttackOptions {
   readonly timeoutMs?: number;
   readonly artifacts?: readonly string[];
   readonly io?: Partial<JobIo>;
+  /** When the step has begun. */
+  readonly onStep?: (linkPid: number) => void;
 }
 
 interface Said {
@@ -126,7 +128,10 @@ export async function hostileHost(): Promise<HostileHost> {
       let linkPeakMib = 0;
       let vmGoneMs: number | undefined;
       const running = client.runJob(requestOf(scenario, options), {
-        onEvent: () => {},
+        onEvent: (event) => {
+          if (event.type === 'step-start')
+            void hear('claimed', scenario).then((one) => options.onStep?.(one.linkPid));
+        },
         onOutput: (_, __, bytes) => {
           if (output.length < 10_000) output += bytes.toString('latin1');
         },
