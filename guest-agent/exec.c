@@ -9,6 +9,8 @@
  */
 #include "exec.h"
 
+#include <ctype.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
@@ -43,6 +45,10 @@
 #define READ_BUDGET (256 * 1024)
 /* Tree streams are bulk data: fewer switches between agent and child. */
 #define BULK_PIPE_BYTES (1024 * 1024)
+/* What a terminal holds at most: the kernel's 64 KiB on the way, and 4 KiB that can be read at once. */
+#define TERMINAL_BYTES (68 * 1024)
+/* Processes of a session may start others while it is being killed. */
+#define MAX_SESSION_SWEEPS 8
 /* A tree may be deep, and the walk keeps a descriptor per level. */
 #define BUILTIN_FILES 8192
 
@@ -58,6 +64,7 @@ struct spawn {
 	gid_t gid;
 	int fds[3];
 	bool privileged;
+	bool terminal; /* fds are one, which is to control the session. */
 	int error;
 	enum stage stage;
 };
@@ -90,6 +97,7 @@ struct exec {
 	bool have_cwd;
 	bool have_user;
 	enum builtin builtin;
+	bool terminal; /* Input and outputs[0] are the agent's side of a pseudo-terminal; there is no outputs[1]. */
 	uid_t uid;
 	gid_t gid;
 	char script_name[65];
@@ -172,6 +180,11 @@ static long child_prepare(struct spawn *spawn)
 	raw(SYS_setsid, 0, 0, 0, 0);
 	for (int fd = 0; fd < 3; fd++) {
 		long result = raw(SYS_dup3, spawn->fds[fd], fd, 0, 0);
+		if (result < 0)
+			return result;
+	}
+	if (spawn->terminal) {
+		long result = raw(SYS_ioctl, 0, TIOCSCTTY, 0, 0);
 		if (result < 0)
 			return result;
 	}
@@ -537,6 +550,29 @@ static int make_pipe(uid_t uid, gid_t gid, int *ours, int *theirs, bool input)
 	return -1;
 }
 
+/*
+ * A pseudo-terminal of the job's devpts. The agent has its side twice, for input and output, so that these come to
+ * their ends apart, as pipes do; it hangs up by closing both. The job's user owns the other side, as after a login.
+ */
+static int make_terminal(struct exec *exec, const struct winsize *size, int theirs[3])
+{
+	int unlocked = 0;
+	int ours = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
+	exec->outputs[0].fd = ours;
+	if (ours < 0 || ioctl(ours, TIOCSPTLCK, &unlocked) < 0 || ioctl(ours, TIOCSWINSZ, size) < 0)
+		return -1;
+	exec->stdin_fd = fcntl(ours, F_DUPFD_CLOEXEC, 0);
+	if (exec->stdin_fd < 0)
+		return -1;
+	/* Without a path: the job cannot have put something else in its place. */
+	theirs[0] = ioctl(ours, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+	if (theirs[0] < 0 || (geteuid() == 0 && fchown(theirs[0], exec->uid, exec->gid) < 0))
+		return -1;
+	theirs[1] = fcntl(theirs[0], F_DUPFD_CLOEXEC, 0);
+	theirs[2] = fcntl(theirs[0], F_DUPFD_CLOEXEC, 0);
+	return theirs[1] < 0 || theirs[2] < 0 ? -1 : 0;
+}
+
 /* Pipes for the next process, made while nobody waits for them: right after a restore that takes 5 ms. */
 static struct {
 	int ours;
@@ -574,6 +610,13 @@ static int make_output(struct exec *exec, int index, int *theirs)
 	*theirs = spare_outputs[index].theirs;
 	spare_outputs[index].ours = -1;
 	return 0;
+}
+
+static int make_pipes(struct exec *exec, uint8_t flags, int theirs[3])
+{
+	if (flags & CT_EXEC_FLAG_STDIN && make_pipe(exec->uid, exec->gid, &exec->stdin_fd, &theirs[0], true) < 0)
+		return -1;
+	return make_output(exec, 0, &theirs[1]) < 0 || make_output(exec, 1, &theirs[2]) < 0 ? -1 : 0;
 }
 
 static void output_ready(struct source *source, uint32_t events)
@@ -641,8 +684,20 @@ static void send_failed(struct exec *exec, int error, enum stage stage)
 	exec->state = FINISHED;
 }
 
-static int start(struct exec *exec, uint8_t flags, const char **reason)
+static struct winsize get_size(const uint8_t *at)
 {
+	return (struct winsize){ .ws_row = (unsigned short)(at[0] << 8 | at[1]),
+				 .ws_col = (unsigned short)(at[2] << 8 | at[3]) };
+}
+
+static int start(struct exec *exec, const uint8_t *payload, size_t length, const char **reason)
+{
+	uint8_t flags = length ? payload[0] : 0;
+	exec->terminal = flags & CT_EXEC_FLAG_TERMINAL;
+	if (length != (exec->terminal ? 5 : 1) || flags & ~(CT_EXEC_FLAG_STDIN | CT_EXEC_FLAG_TERMINAL))
+		return refuse(reason, "not start flags");
+	if (exec->terminal && exec->builtin != BUILTIN_NONE)
+		return refuse(reason, "a built-in has no use for a terminal");
 	if (exec->argument_count == 0)
 		return refuse(reason, "no arguments");
 	if (!exec->have_user) {
@@ -654,10 +709,10 @@ static int start(struct exec *exec, uint8_t flags, const char **reason)
 	exec->spawn = make_spawn(exec);
 	int error = exec->spawn ? 0 : ENOMEM;
 	if (!error) {
-		int made = 0;
-		if (flags & CT_EXEC_FLAG_STDIN)
-			made = make_pipe(exec->uid, exec->gid, &exec->stdin_fd, &theirs[0], true);
-		if (made < 0 || make_output(exec, 0, &theirs[1]) < 0 || make_output(exec, 1, &theirs[2]) < 0)
+		struct winsize size = { 0 };
+		if (exec->terminal)
+			size = get_size(payload + 1);
+		if ((exec->terminal ? make_terminal(exec, &size, theirs) : make_pipes(exec, flags, theirs)) < 0)
 			error = errno;
 	}
 	if (!error && exec->builtin != BUILTIN_NONE) {
@@ -666,7 +721,7 @@ static int start(struct exec *exec, uint8_t flags, const char **reason)
 			fcntl(exec->stdin_fd, F_SETPIPE_SZ, BULK_PIPE_BYTES);
 		fcntl(exec->outputs[0].fd, F_SETPIPE_SZ, BULK_PIPE_BYTES);
 	}
-	for (int index = 0; !error && index < 2; index++) {
+	for (int index = 0; !error && index < (exec->terminal ? 1 : 2); index++) {
 		struct output *output = &exec->outputs[index];
 		output->source.ready = output_ready;
 		output->record = index == 0 ? CT_EXEC_OUTPUT_STDOUT : CT_EXEC_OUTPUT_STDERR;
@@ -675,6 +730,7 @@ static int start(struct exec *exec, uint8_t flags, const char **reason)
 	}
 	if (!error) {
 		memcpy(exec->spawn->fds, theirs, sizeof theirs);
+		exec->spawn->terminal = exec->terminal;
 		if (theirs[0] < 0)
 			exec->spawn->fds[0] = null_fd;
 		exec->oom_kills_before = oom_kills_seen;
@@ -805,6 +861,45 @@ static void signal_group(const struct exec *exec, int number)
 		kill(exec->pid, number);
 }
 
+/* The session of a process in its stat file, or -1: pid (name) state ppid pgrp session. A name may hold anything. */
+static pid_t session_of(int proc, const char *pid)
+{
+	char path[64], text[512];
+	snprintf(path, sizeof path, "%.20s/stat", pid);
+	int fd = openat(proc, path, O_RDONLY | O_CLOEXEC);
+	ssize_t length = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+	close_fd(&fd);
+	if (length < 0)
+		return -1;
+	text[length] = '\0';
+	const char *end = strrchr(text, ')');
+	char state;
+	int session;
+	if (!end || sscanf(end + 1, " %c %*d %*d %d", &state, &session) != 2 || state == 'Z')
+		return -1;
+	return session;
+}
+
+/*
+ * A shell gives each of its jobs a process group of its own. The hang-up tells those that listen; the others would stay
+ * behind in the job with nobody to see them.
+ */
+static void kill_session(pid_t session)
+{
+	bool found = true;
+	for (int sweep = 0; found && sweep < MAX_SESSION_SWEEPS; sweep++) {
+		found = false;
+		DIR *proc = opendir("/proc");
+		for (struct dirent *entry; proc && (entry = readdir(proc));) {
+			if (!isdigit((unsigned char)entry->d_name[0]) || session_of(dirfd(proc), entry->d_name) != session)
+				continue;
+			found = kill((pid_t)atoi(entry->d_name), SIGKILL) == 0 || found;
+		}
+		if (proc)
+			closedir(proc);
+	}
+}
+
 static int input_while_running(struct exec *exec, uint8_t type, const uint8_t *payload, size_t length,
 			       const char **reason)
 {
@@ -816,6 +911,14 @@ static int input_while_running(struct exec *exec, uint8_t type, const uint8_t *p
 			return refuse(reason, "not a signal");
 		if (exec->state == RUNNING)
 			signal_group(exec, payload[0]);
+		return 0;
+	case CT_EXEC_INPUT_RESIZE:
+		if (length != 4 || !exec->terminal)
+			return refuse(reason, "not the size of a terminal");
+		if (exec->state == RUNNING && exec->outputs[0].fd >= 0) {
+			struct winsize size = get_size(payload);
+			ioctl(exec->outputs[0].fd, TIOCSWINSZ, &size);
+		}
 		return 0;
 	case CT_EXEC_INPUT_KILL_ALL:
 		if (length != 0)
@@ -874,9 +977,7 @@ int exec_input(struct exec *exec, uint8_t type, const uint8_t *payload, size_t l
 		/* A job that left as many processes as it may have would otherwise keep any other from starting. */
 		return input_while_running(exec, type, payload, length, reason);
 	case CT_EXEC_INPUT_START:
-		if (length != 1 || payload[0] & ~CT_EXEC_FLAG_STDIN)
-			return refuse(reason, "not start flags");
-		return start(exec, payload[0], reason);
+		return start(exec, payload, length, reason);
 	default:
 		return refuse(reason, "not a record for setting up a program");
 	}
@@ -895,6 +996,8 @@ void exec_detach(struct exec *exec)
 {
 	exec->stream = NULL;
 	if (exec->state == RUNNING) {
+		if (exec->terminal)
+			kill_session(exec->pid);
 		signal_group(exec, SIGKILL);
 		close_pipes(exec);
 		remove_secrets(exec, NULL);
@@ -932,8 +1035,8 @@ static bool read_output(struct exec *exec, struct output *output)
 		stream_commit(exec->stream, output->record, (size_t)got);
 		if (exec->state == ENDED)
 			output->remaining -= (size_t)got;
-		else if ((size_t)got < room && !output->hung_up)
-			output->readable = false; /* Empty; the next write is a new edge. */
+		else if ((size_t)got < room && !output->hung_up && !exec->terminal)
+			output->readable = false; /* Empty; the next write is a new edge. A terminal has more on the way. */
 		budget = (size_t)got < budget ? budget - (size_t)got : 0;
 		if (budget == 0)
 			return true;
@@ -990,7 +1093,11 @@ static void ended(struct exec *exec, int status)
 		/* Only what is there now: a background child that goes on writing must not delay the end. */
 		struct output *output = &exec->outputs[index];
 		int waiting = 0;
-		if (output->fd >= 0 && ioctl(output->fd, FIONREAD, &waiting) == 0 && waiting > 0) {
+		if (output->fd >= 0 && exec->terminal) {
+			/* What is still on the way in it is not counted, but read() waits for it. */
+			output->remaining = TERMINAL_BYTES;
+			output->readable = true;
+		} else if (output->fd >= 0 && ioctl(output->fd, FIONREAD, &waiting) == 0 && waiting > 0) {
 			output->remaining = (size_t)waiting;
 			output->readable = true;
 		} else {

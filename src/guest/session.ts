@@ -59,12 +59,19 @@ export interface ExecRequest {
   readonly secretFiles?: ReadonlyMap<string, Uint8Array>;
   /** Bytes for stdin; /dev/null without it. */
   readonly stdin?: AsyncIterable<Uint8Array>;
+  /** One pseudo-terminal of this size for stdin, stdout and stderr; what is written to it comes as stdout. */
+  readonly terminal?: TerminalSize;
   /** A promise holds the guest's process back until it settles. */
   readonly onOutput: (stream: 'stdout' | 'stderr', bytes: Buffer) => void | Promise<void>;
-  /** Hands out a function that sends a signal to the process group. */
-  readonly onStarted?: (sendSignal: (signal: number) => void) => void;
+  /** Hands out functions: one sends a signal to the process group, the other gives the terminal another size. */
+  readonly onStarted?: (sendSignal: (signal: number) => void, resize: (size: TerminalSize) => void) => void;
   /** Kills the process group. The promise rejects with the signal's reason. */
   readonly signal?: AbortSignal;
+}
+
+export interface TerminalSize {
+  readonly rows: number;
+  readonly columns: number;
 }
 
 export type ExecResult =
@@ -176,9 +183,13 @@ export class GuestSession {
 
     const setup = encodeExecSetup(request);
     stream.write(setup, () => setup.fill(0)); // it may hold secrets
-    request.onStarted?.((signal) => {
-      if (stream.writable) stream.write(encodeRecord(ExecInput.signal, Uint8Array.of(signal)));
-    });
+    const send = (type: number, payload: Uint8Array): void => {
+      if (stream.writable) stream.write(encodeRecord(type, payload));
+    };
+    request.onStarted?.(
+      (signal) => send(ExecInput.signal, Uint8Array.of(signal)),
+      (size) => send(ExecInput.resize, encodeSize(size)),
+    );
     const feeding = request.stdin ? feed(stream, request.stdin) : Promise.resolve();
     // A process may end without having read its stdin; what matters then is the exit. The source failing is another case.
     const feedFailed = feeding.then(
@@ -354,10 +365,22 @@ function encodeExecSetup(request: ExecRequest): Buffer {
           ...encodeChunked(ExecInput.scriptData, Buffer.from(request.script.content)),
         ]
       : []),
-    encodeRecord(ExecInput.start, Uint8Array.of(request.stdin ? ExecFlag.stdin : 0)),
+    encodeRecord(ExecInput.start, startFlags(request)),
   ]);
   for (const record of secretRecords) record.fill(0);
   return setup;
+}
+
+function startFlags({ stdin, terminal }: ExecRequest): Uint8Array {
+  if (terminal) return Buffer.concat([Uint8Array.of(ExecFlag.terminal), encodeSize(terminal)]);
+  return Uint8Array.of(stdin ? ExecFlag.stdin : 0);
+}
+
+function encodeSize({ rows, columns }: TerminalSize): Buffer {
+  const size = Buffer.alloc(4);
+  size.writeUInt16BE(rows, 0);
+  size.writeUInt16BE(columns, 2);
+  return size;
 }
 
 function encodeSecrets({ secretEnv, secretFiles }: ExecRequest): Buffer[] {

@@ -36,7 +36,7 @@ export const ExecInput = {
   cwd: 0x12,
   /** u32 BE uid, u32 BE gid. */
   user: 0x13,
-  /** u8 flags: see ExecFlag. */
+  /** u8 flags: see ExecFlag; with `terminal` u16 BE rows and u16 BE columns follow. */
   start: 0x14,
   /** Name of a built-in (`tree-in`, `tree-out`) to run instead of a program; args follow as usual. */
   builtin: 0x15,
@@ -57,9 +57,12 @@ export const ExecInput = {
   signal: 0x21,
   /** Kills every process of the job, also those that left the process group. */
   killAll: 0x22,
+  /** u16 BE rows, u16 BE columns: the new size of the terminal. */
+  resize: 0x23,
 } as const;
 
-export const ExecFlag = { stdin: 1 } as const;
+/** `terminal`: stdin, stdout and stderr are one pseudo-terminal, which the process is in control of. */
+export const ExecFlag = { stdin: 1, terminal: 2 } as const;
 
 /** Records of the response to `POST /v1/exec`. */
 export const ExecOutput = {

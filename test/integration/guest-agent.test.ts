@@ -169,6 +169,7 @@ interface ExecOptions {
   readonly env?: Record<string, string>;
   readonly cwd?: string;
   readonly stdin?: boolean;
+  readonly terminal?: { readonly rows: number; readonly columns: number };
   readonly builtin?: string;
   readonly script?: { readonly name: string; readonly data: string };
   readonly secrets?: Record<string, string>;
@@ -265,8 +266,24 @@ function setup(args: readonly string[], options: ExecOptions): Buffer {
   for (const [name, value] of Object.entries(options.secrets ?? {})) {
     records.push(encodeRecord(ExecInput.secretName, name), encodeRecord(ExecInput.secretData, value));
   }
-  records.push(encodeRecord(ExecInput.start, Buffer.from([options.stdin ? ExecFlag.stdin : 0])));
+  const flags = (options.stdin ? ExecFlag.stdin : 0) | (options.terminal ? ExecFlag.terminal : 0);
+  const size = options.terminal ? sizeOf(options.terminal) : Buffer.alloc(0);
+  records.push(encodeRecord(ExecInput.start, Buffer.concat([Buffer.from([flags]), size])));
   return Buffer.concat(records);
+}
+
+function sizeOf({ rows, columns }: { readonly rows: number; readonly columns: number }): Buffer {
+  const size = Buffer.alloc(4);
+  size.writeUInt16BE(rows, 0);
+  size.writeUInt16BE(columns, 2);
+  return size;
+}
+
+/** Resolves when the output of the process contains `text`. */
+async function said(exec: Exec, text: string): Promise<void> {
+  while (!exec.out().includes(text)) {
+    await once(exec.stream, 'data', { signal: AbortSignal.timeout(DEADLINE_MS) });
+  }
 }
 
 function run(guest: Guest, args: readonly string[], options?: ExecOptions): Promise<Exec> {
@@ -598,6 +615,113 @@ describe('exec', () => {
     await exec.done();
     await gone(exec.pid);
     assert.equal(exec.exit, undefined);
+  });
+});
+
+describe('exec with a terminal', () => {
+  const terminal = { rows: 30, columns: 100 };
+  const type = (exec: Exec, keys: string): void =>
+    void exec.stream.write(encodeRecord(ExecInput.stdin, keys));
+
+  test('the process controls a terminal of the given size, which is the three of its descriptors', async () => {
+    await using guest = await Guest.open();
+    const exec = await sh(guest, 'tty; stty size; tty <&1; tty <&2; ps -o tpgid= -p $$; echo $$; exit 6', {
+      terminal,
+    });
+    assert.match(exec.out(), /^(\/dev\/pts\/\d+)\r\n30 100\r\n\1\r\n\1\r\n\s*(\d+)\r\n\2\r\n$/);
+    assert.deepEqual(exec.exit, { kind: 0, code: 6, flags: 0 });
+    const descriptors = await sh(guest, 'ls /proc/self/fd', { terminal });
+    assert.match(descriptors.out(), /^0\s+1\s+2\s+3\r\n$/);
+  });
+
+  test('a new size arrives with SIGWINCH', async () => {
+    await using guest = await Guest.open();
+    const exec = new Exec(
+      guest,
+      ['bash', '-c', 'trap "stty size; exit 4" WINCH; echo ready; while :; do sleep 0.05; done'],
+      { terminal },
+    );
+    await said(exec, 'ready');
+    exec.stream.write(encodeRecord(ExecInput.resize, sizeOf({ rows: 44, columns: 132 })));
+    await exec.done();
+    assert.equal(exec.out(), 'ready\r\n44 132\r\n');
+    assert.equal(exec.exit?.code, 4);
+  });
+
+  test('what is typed is echoed and read, Ctrl-C interrupts, Ctrl-D ends the input', async () => {
+    await using guest = await Guest.open();
+    const interrupted = new Exec(guest, ['sh', '-c', 'echo ready; exec sleep 100'], { terminal });
+    await said(interrupted, 'ready');
+    type(interrupted, '\x03');
+    assert.deepEqual((await interrupted.done()).exit, { kind: 1, code: 2, flags: 0 });
+    const cat = new Exec(guest, ['cat'], { terminal });
+    type(cat, 'a line\n');
+    await said(cat, 'a line\r\na line\r\n');
+    type(cat, '\x04');
+    assert.deepEqual((await cat.done()).exit, { kind: 0, code: 0, flags: 0 });
+  });
+
+  test('all output arrives, also the last before the exit, and a long input', async () => {
+    await using guest = await Guest.open();
+    const exec = await sh(guest, 'seq 200000; echo last', { terminal });
+    const lines = exec.out().split('\r\n');
+    assert.deepEqual([lines.length, lines.at(-3), lines.at(-2)], [200_002, '200000', 'last']);
+    const reader = new Exec(guest, ['sh', '-c', 'stty raw -echo; echo ready; head -c 300000 | cksum'], {
+      terminal,
+    });
+    await said(reader, 'ready');
+    for (const record of encodeChunked(ExecInput.stdin, Buffer.alloc(300_000, 'x')))
+      reader.stream.write(record);
+    await reader.done();
+    assert.match(reader.out(), /^ready\n\d+ 300000\n$|^ready\r?\n\d+ 300000\r?\n$/);
+  });
+
+  test('hanging up kills every process of the session, whatever its group and whatever it ignores', async () => {
+    await using guest = await Guest.open();
+    const script =
+      'set -m; trap "" HUP; sleep 100 & echo $!; (trap "" HUP; exec sleep 101) & echo $!; echo ready; wait';
+    const exec = new Exec(guest, ['bash', '-c', script], { terminal });
+    await said(exec, 'ready');
+    const [first, second] = exec.out().split('\r\n').map(Number);
+    exec.stream.close(constants.NGHTTP2_CANCEL);
+    await gone(exec.pid);
+    await gone(Number(first));
+    await gone(Number(second));
+    assert.equal((await run(guest, ['true'])).exit?.code, 0);
+  });
+
+  test('a background child that keeps the terminal open does not delay the exit', async () => {
+    await using guest = await Guest.open();
+    const start = Date.now();
+    const exec = await sh(guest, 'trap "" HUP; sleep 30 & echo $!; exit 5', { terminal });
+    assert.equal(exec.exit?.code, 5);
+    assert.ok(Date.now() - start < 20_000);
+    process.kill(Number.parseInt(exec.out(), 10), 'SIGKILL');
+  });
+
+  test('what makes no sense is refused', async () => {
+    await using guest = await Guest.open();
+    const wrong: readonly (readonly Buffer[])[] = [
+      [encodeRecord(ExecInput.start, Buffer.of(ExecFlag.terminal))],
+      [encodeRecord(ExecInput.start, Buffer.of(0, 0, 24, 0, 80))],
+      [encodeRecord(ExecInput.start, Buffer.of(4))],
+      [encodeRecord(ExecInput.start)],
+      [encodeRecord(ExecInput.resize, Buffer.of(0, 24, 0, 80))],
+      [
+        encodeRecord(ExecInput.builtin, 'tree-in'),
+        encodeRecord(ExecInput.start, Buffer.of(ExecFlag.terminal, 0, 24, 0, 80)),
+      ],
+    ];
+    for (const records of wrong) {
+      const body = Buffer.concat([encodeRecord(ExecInput.arg, 'true'), ...records]);
+      assert.equal((await guest.request('POST', GuestPath.exec, body)).status, 400);
+    }
+    const unsized = new Exec(guest, ['sleep', '100']);
+    await unsized.started();
+    unsized.stream.write(encodeRecord(ExecInput.resize, Buffer.of(0, 24, 0, 80)));
+    await unsized.done();
+    assert.equal(unsized.exit, undefined);
+    await gone(unsized.pid);
   });
 });
 
