@@ -71,6 +71,21 @@ test('texts of events and results are masked, and nothing else of them', () => {
   assert.deepEqual(mask.event(end), end);
 });
 
+test('after its end nothing comes through, least of all unmasked', async () => {
+  const { mask, seen } = collecting();
+  await mask.output('stdout', 0, Buffer.from('hun'));
+  mask[Symbol.dispose]();
+  await mask.output('stdout', 0, Buffer.from(`more ${VALUE}`));
+  await mask.endStep();
+  await sleep(150);
+  assert.deepEqual(seen, []);
+  assert.deepEqual(mask.event({ type: 'notice', level: 'info', message: VALUE }), {
+    type: 'notice',
+    level: 'info',
+    message: '***',
+  });
+});
+
 /** A link process's channel, and the client's end of it. */
 async function channel(): Promise<{ link: ClientChannel; client: Socket; journal: string[] }> {
   const server = createServer().listen(0, '127.0.0.1');
@@ -143,6 +158,16 @@ for (const [what, records] of [
     client.destroy();
   });
 }
+
+test('a client that leaves does not take the values from a run that is at its end', async () => {
+  const { link, client } = await channel();
+  client.write(encodeRecord(ClientRecord.secret, encodeSecret('TOKEN', Buffer.from(VALUE))));
+  client.write(encodeRecord(ClientRecord.secretsEnd));
+  const secrets = await link.secrets.expect(['TOKEN']);
+  client.destroy();
+  await link.cancelled;
+  assert.equal(`${secrets.get('TOKEN')}`, VALUE);
+});
 
 test('a client that leaves before its secrets ends the wait', async () => {
   const { link, client } = await channel();

@@ -20,6 +20,7 @@ export class OutputMask implements Disposable {
   readonly #emit: Emit;
   readonly #streams = new Map<StreamName, MaskedStream>();
   #timer: NodeJS.Timeout | undefined;
+  #isClosed = false;
 
   constructor(masker: Masker, emit: Emit) {
     this.#masker = masker;
@@ -28,6 +29,7 @@ export class OutputMask implements Disposable {
 
   /** Settles when the reader can take more. */
   output(name: StreamName, step: number, bytes: Buffer): Promise<void> {
+    if (this.#isClosed) return Promise.resolve();
     let stream = this.#streams.get(name);
     if (stream?.step !== step) {
       stream = { name, step, mask: this.#masker.stream() };
@@ -50,9 +52,9 @@ export class OutputMask implements Disposable {
   event(event: RunEvent): RunEvent {
     switch (event.type) {
       case 'notice':
-        return { ...event, message: this.#masker.text(event.message) };
+        return { ...event, message: this.#text(event.message) };
       case 'step-end':
-        return event.hint === undefined ? event : { ...event, hint: this.#masker.text(event.hint) };
+        return event.hint === undefined ? event : { ...event, hint: this.#text(event.hint) };
       case 'done':
         return { ...event, result: this.result(event.result) };
       default:
@@ -64,15 +66,21 @@ export class OutputMask implements Disposable {
     return result.error === undefined ? result : { ...result, error: this.#error(result.error) };
   }
 
-  /** Forgets the secrets; nothing is masked afterwards. */
+  /** Forgets the secrets. A job that was given up may still write: of that nothing is let through any more. */
   [Symbol.dispose](): void {
+    this.#isClosed = true;
     clearTimeout(this.#timer);
+    this.#streams.clear();
     this.#masker[Symbol.dispose]();
   }
 
+  #text(text: string): string {
+    return this.#isClosed ? '***' : this.#masker.text(text);
+  }
+
   #error({ code, message, hint }: ErrorReport): ErrorReport {
-    const masked = { code, message: this.#masker.text(message) };
-    return hint === undefined ? masked : { ...masked, hint: this.#masker.text(hint) };
+    const masked = { code, message: this.#text(message) };
+    return hint === undefined ? masked : { ...masked, hint: this.#text(hint) };
   }
 
   #flushShort(): void {

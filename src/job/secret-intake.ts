@@ -34,7 +34,8 @@ export class SecretIntake {
 
   fail(error: CtError): void {
     this.#complete.reject(error);
-    this.#values[Symbol.dispose]();
+    // Once complete they belong to the run, which may still be at its last step.
+    if (!this.#ended) this.#values[Symbol.dispose]();
   }
 
   /** All of them, when the client has sent the last. Throws HOST_PROTOCOL unless they are those of `names`. */
