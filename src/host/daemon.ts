@@ -30,10 +30,12 @@ async function main(): Promise<void> {
   const idleMs = Number(process.env['CT_HOST_IDLE_SECONDS'] ?? DEFAULT_IDLE_SECONDS) * 1000;
 
   const scratchDirectory = join(ctHome, 'scratch');
-  await mkdir(scratchDirectory, { recursive: true, mode: 0o700 });
-  // We hold the lock of this CT_HOME: whatever lies here was left by a daemon that was killed.
-  for (const name of await readdir(scratchDirectory))
-    await rm(join(scratchDirectory, name), { recursive: true });
+  const linksDirectory = join(ctHome, 'links');
+  for (const directory of [scratchDirectory, linksDirectory]) {
+    await mkdir(directory, { recursive: true, mode: 0o700 });
+    // We hold the lock of this CT_HOME: whatever lies here was left by a daemon that was killed.
+    for (const name of await readdir(directory)) await rm(join(directory, name), { recursive: true });
+  }
 
   const cgroups = await CgroupTree.open({ id: homeId(ctHome), recordPath: join(ctHome, 'cgroups.json') });
   for (const { controller, reason } of cgroups.controllers) {
@@ -44,6 +46,7 @@ async function main(): Promise<void> {
     ctHome,
     images: new ImageStore(ctHome),
     scratchDirectory,
+    linksDirectory,
     cgroups,
     maxWarm: Math.floor((total.memoryMib * WARM_SHARE) / VM_OVERHEAD_MIB),
   });

@@ -45,6 +45,8 @@ export interface MachinesOptions {
   readonly volumeCipher?: string;
   readonly qemuPath?: string;
   readonly bootTimeoutMs?: number;
+  /** For what link processes write until they have a run, on the file system of the runs; else as above. */
+  readonly linksDirectory?: string;
   /** Owned by the caller, who closes it after these machines. */
   readonly cgroups?: CgroupTree;
   /** Warm VMs held ready at most; none if absent. */
@@ -199,8 +201,8 @@ export class Machines {
   }
 
   #newLink(): Link {
-    const { scratchDirectory, cgroups } = this.#options;
-    return new Link({ scratchDirectory, cgroups });
+    const { scratchDirectory, linksDirectory = scratchDirectory, cgroups } = this.#options;
+    return new Link({ scratchDirectory: linksDirectory, cgroups });
   }
 
   get #bootTimeoutMs(): number {
