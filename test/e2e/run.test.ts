@@ -295,7 +295,11 @@ test('kill -9 of the daemon takes every process with it; the next run starts afr
       ['sh -c echo started; sleep 300', 'ended', 'infrastructure', 'HOST_DIED'],
     ],
   );
+  assert.deepEqual(readdirSync(join(testHome, 'scratch')), []);
   const ofTheNext = `link-${await hostPid()}-`; // a link process that waits for a job
-  const left = readdirSync(join(testHome, 'scratch')).filter((name) => !name.startsWith(ofTheNext));
-  assert.deepEqual(left, []);
+  const links = readdirSync(join(testHome, 'links'));
+  assert.deepEqual(
+    links.filter((name) => !name.startsWith(ofTheNext)),
+    [],
+  );
 });
