@@ -8,11 +8,12 @@
  * it is shown, in a user namespace that has no power outside of it. {@link linkIdentity} says which of both holds.
  */
 import { chownSync, mkdirSync, renameSync, rmSync, statSync } from 'node:fs';
-import { rm } from 'node:fs/promises';
+import { lstat, opendir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { CtError } from '../core/errors.ts';
 import { entryPoint, installRoot } from '../core/install.ts';
+import { MAX_LATER_SEGMENTS, SEGMENT_BYTES } from '../job/run-log.ts';
 import type { Cgroup, CgroupTree } from '../vmm/cgroup.ts';
 import { cgroupOptions, ownUser } from '../vmm/process.ts';
 
@@ -46,12 +47,17 @@ export function linkIdentity(program: string = entryPoint('host/link-process')):
 
 let made = 0;
 
+/** What a log takes at most (src/job/run-log.ts), and the segment that is begun before the oldest goes. */
+const MAX_LOG_FILES = MAX_LATER_SEGMENTS + 2;
+const MAX_LOG_BYTES = MAX_LOG_FILES * SEGMENT_BYTES;
+
 /** The jail of one link process; `remove` when that is gone. */
 export class LinkJail {
   /** Options for the launcher. */
   readonly options: readonly string[];
   readonly cgroup: Cgroup | undefined;
-  readonly #logs: string;
+  /** Where the process may write; another place once it was given a run. */
+  #logs: string;
   #isGiven = false;
 
   constructor(program: string, { scratchDirectory, cgroups }: LinkJailOptions) {
@@ -92,13 +98,35 @@ export class LinkJail {
   giveLogs(directory: string): string {
     if (this.#isGiven) throw new CtError('INTERNAL', 'a link process got two logs');
     renameSync(this.#logs, directory);
+    this.#logs = directory;
     this.#isGiven = true;
     return LOGS_INSIDE;
   }
 
+  /**
+   * Whether there is more than a log where the process may write: it bounds the log itself, and one that its guest has
+   * taken over would rather fill the disk. Looks at a few entries, however many there are.
+   */
+  async isOverfull(): Promise<boolean> {
+    let [files, bytes] = [0, 0];
+    try {
+      for await (const { name } of await opendir(this.#logs)) {
+        const stats = await lstat(join(this.#logs, name), { bigint: true });
+        files += 1;
+        bytes += Number(stats.size);
+        if (!stats.isFile() || files > MAX_LOG_FILES || bytes > MAX_LOG_BYTES) return true;
+      }
+    } catch {
+      // A file or the directory went or moved while we looked; we look again.
+    }
+    return false;
+  }
+
+  /** Legal when the process is gone. What it wrote stays if it was given a run, unless that is more than a log. */
   async remove(): Promise<void> {
     await this.cgroup?.remove();
-    if (!this.#isGiven) await rm(this.#logs, { recursive: true, force: true });
+    if (this.#isGiven && !(await this.isOverfull())) return;
+    await rm(this.#logs, { recursive: true, force: true });
   }
 }
 

@@ -192,7 +192,15 @@ export class Link {
       }
       this.#missedHeartbeats++;
       this.#send({ type: 'heartbeat' });
+      void this.#checkLogs();
     }, intervalMs).unref();
+  }
+
+  async #checkLogs(): Promise<void> {
+    if (!(await this.#jail.isOverfull())) return;
+    const message =
+      'the link process of the VM wrote more than a log where its log belongs; all of it was removed';
+    this.#condemn(new CtError('LINK_DIED', message));
   }
 
   #receive(message: unknown): void {

@@ -132,6 +132,42 @@ test("where only root may read the code, root's link process has a user namespac
   assert.ok(otherNamespaces.includes('user') && otherNamespaces.includes('net'));
 });
 
+/** What it does every few milliseconds; it answers heartbeats, so that only what it writes gives it away. */
+const FLOODS = {
+  'more bytes': "appendFileSync('/out/log-00000', Buffer.alloc(4 * 1024 * 1024));",
+  'more files': "appendFileSync('/out/log-' + i++, 'x');",
+  'a directory rather': "mkdirSync('/out/log-00000', { recursive: true });",
+};
+
+for (const [what, flood] of Object.entries(FLOODS)) {
+  test(`a link process that writes ${what} than a log is ended, and all it wrote is removed`, async () => {
+    const directory = join(scratch.path, what.replaceAll(' ', '-'));
+    mkdirSync(directory);
+    const program = join(directory, 'flood.mjs');
+    writeFileSync(
+      program,
+      `import { appendFileSync, mkdirSync } from 'node:fs';
+       let i = 0;
+       process.on('message', ({ type }) => {
+         if (type === 'heartbeat') process.send({ type: 'alive' });
+         else setInterval(() => { ${flood} }, 5);
+       });`,
+    );
+    chmodSync(directory, 0o755);
+    const link = new Link({ program, scratchDirectory: scratch.path, heartbeatIntervalMs: 50 });
+    await retry(() => assert.match(readlinkSync(`/proc/${link.pid}/exe`), /node$/));
+    const logs = join(directory, 'logs');
+    mkdirSync(logs);
+    link.giveLogs(logs);
+    await assert.rejects(link.call({ type: 'await-ready', timeoutMs: 30_000 }), {
+      code: 'LINK_DIED',
+      message: /wrote more than a log/,
+    });
+    await link.exited;
+    assert.equal(existsSync(logs), false);
+  });
+}
+
 async function retry<T>(act: () => T): Promise<T> {
   for (let attempt = 0; ; attempt++) {
     try {
