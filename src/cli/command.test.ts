@@ -100,7 +100,7 @@ test('no two options of a command share a name or a letter, and examples parse',
     assert.equal(new Set(words).size, words.length, name);
     for (const { command } of examples) {
       const args = command
-        .replace(/^.*?\bct /, '')
+        .replace(/^(?:.*?[ (])??ct /, '')
         .replace(/[>)].*$/, '')
         .trim()
         .split(' ');
