@@ -211,6 +211,26 @@ test('cancel ends a run whose client does not react', async () => {
   await job.end;
 });
 
+test('a run that waits for cpus is queued; cancel ends it before it has a VM', async () => {
+  const host = await findHost(ctHome);
+  assert.ok(host);
+  const cpus = String((await host.info()).cpus);
+  const job = start('run', '--cpu', cpus, '--', 'sh', '-c', 'echo started; sleep 300');
+  await job.said('started');
+  const waiting = start('run', '--', 'echo', 'never');
+  await eventually('both are there', async () => (await ps()).length === 2);
+  const [queued, running] = await ps();
+  assert.deepEqual([queued.state, running.state], ['queued', 'running']);
+  await ctOk('cancel', 'echo never', running.run);
+  const outcomes = [await waiting.end, await job.end];
+  assert.deepEqual(
+    outcomes.map(({ status }) => status),
+    [130, 130],
+  );
+  const { outcome, vm, destruction, steps } = await inspect(queued.run);
+  assert.deepEqual([outcome, vm, destruction, steps[0].state], ['cancelled', null, null, 'skipped']);
+});
+
 test('inspect has the VM, the steps, the time of every state, and the proof of the destruction', async () => {
   const document = await inspect('steps');
   assert.deepEqual(
