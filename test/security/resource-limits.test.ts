@@ -9,7 +9,7 @@ import { after, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { launcherPath } from '../../src/core/install.ts';
 import { connectHost } from '../../src/host/client.ts';
-import type { JobRequest } from '../../src/protocol/run.ts';
+import type { JobRequest, RunEvent } from '../../src/protocol/run.ts';
 import { type Cgroup, CgroupTree } from '../../src/vmm/cgroup.ts';
 import { cgroupOptions } from '../../src/vmm/process.ts';
 import {
@@ -217,7 +217,7 @@ function requestOf(image: string, script: string): JobRequest {
   };
 }
 
-test('a run whose VMM hits the memory limit ends with VMM_DIED and that reason; daemon, VMs and cgroups leave together', {
+test('a run whose VMM hits the memory limit ends with VMM_DIED and that reason, one that uses up the guest with a hint; daemon and cgroups leave together', {
   skip: skipMemory,
 }, async () => {
   const ctHome = join(scratch.path, 'home');
@@ -231,6 +231,22 @@ test('a run whose VMM hits the memory limit ends with VMM_DIED and that reason; 
     assert.ok(memory?.directory && memory.version);
     const { directory, version } = memory;
     const vmms = (): string[] => readdirSync(directory).filter((name) => name.startsWith('vmm-'));
+    // The guest's own memory is another matter: that is the job's failure, with a hint that says so.
+    const events: RunEvent[] = [];
+    const greedy = await host.runJob(
+      requestOf(image, 'exec perl -e \'my @x; push @x, "x" x (1 << 20) for 1..400\''),
+      {
+        signal: AbortSignal.timeout(50_000),
+        onEvent: (event) => void events.push(event),
+        onOutput: () => {},
+      },
+    );
+    assert.equal(greedy.outcome, 'failure', JSON.stringify(greedy));
+    const end = events.find(({ type }) => type === 'step-end');
+    assert.match(
+      end?.type === 'step-end' ? (end.hint ?? '') : '',
+      /the job ran out of memory, it has 256 ?M.*resources\.memory/,
+    );
     const result = await host.runJob(
       requestOf(
         image,
