@@ -45,3 +45,18 @@ test('bytes of an incomplete record can be taken to another decoder', () => {
   assert.deepEqual(seen, ['payload']);
   assert.equal(first.pendingBytes, 0);
 });
+
+test('a record that comes byte by byte takes linear time', () => {
+  const record = encodeRecord(1, Buffer.alloc(MAX_RECORD_BYTES, 'x'));
+  const bytes = Array.from(record, (byte) => Buffer.of(byte));
+  let records = 0;
+  const decoder = new RecordDecoder((_, payload) => {
+    assert.equal(payload.length, MAX_RECORD_BYTES);
+    records++;
+  });
+  const startedAt = performance.now();
+  for (let i = 0; i < 10; i++) for (const byte of bytes) decoder.push(byte);
+  assert.equal(records, 10);
+  // Copied anew for every byte it would be 20 GB.
+  assert.ok(performance.now() - startedAt < 2000, `${performance.now() - startedAt} ms`);
+});

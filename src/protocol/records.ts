@@ -12,6 +12,9 @@ import { MAX_RECORD_BYTES } from './limits.ts';
 
 export const RECORD_HEADER_BYTES = 5;
 
+/** An object each: a few hundred kilobytes at most for a record that comes byte by byte. */
+const MAX_PIECES = 4096;
+
 /** One record as bytes. Throws HOST_PROTOCOL if the payload exceeds MAX_RECORD_BYTES: split it before. */
 export function encodeRecord(type: number, payload: Uint8Array | string = ''): Buffer {
   const length = typeof payload === 'string' ? Buffer.byteLength(payload) : payload.length;
@@ -38,7 +41,11 @@ export function* encodeChunked(type: number, data: Uint8Array): Generator<Buffer
  * unless copied. Holds at most one record plus one input chunk. Throws GUEST_PROTOCOL on an oversized record.
  */
 export class RecordDecoder {
-  #carry: Buffer = Buffer.alloc(0);
+  /** Of an incomplete record. Put together only when it is complete: a peer may send it byte by byte. */
+  #pieces: Buffer[] = [];
+  #pendingBytes = 0;
+  /** With fewer bytes than this there is nothing to do. */
+  #wantedBytes = RECORD_HEADER_BYTES;
   readonly #onRecord: (type: number, payload: Buffer) => void;
 
   constructor(onRecord: (type: number, payload: Buffer) => void) {
@@ -46,7 +53,12 @@ export class RecordDecoder {
   }
 
   push(chunk: Buffer): void {
-    let data = this.#carry.length === 0 ? chunk : Buffer.concat([this.#carry, chunk]);
+    if (this.#pendingBytes + chunk.length < this.#wantedBytes) {
+      this.#keep(chunk);
+      return;
+    }
+    let data = this.#pendingBytes === 0 ? chunk : Buffer.concat([...this.#pieces, chunk]);
+    let wantedBytes = RECORD_HEADER_BYTES;
     while (data.length >= RECORD_HEADER_BYTES) {
       const length = data.readUInt32BE(1);
       if (length > MAX_RECORD_BYTES) {
@@ -55,22 +67,35 @@ export class RecordDecoder {
           `a record announces ${length} bytes; the limit is ${MAX_RECORD_BYTES}`,
         );
       }
-      if (data.length < RECORD_HEADER_BYTES + length) break;
-      this.#onRecord(data[0] as number, data.subarray(RECORD_HEADER_BYTES, RECORD_HEADER_BYTES + length));
-      data = data.subarray(RECORD_HEADER_BYTES + length);
+      wantedBytes = RECORD_HEADER_BYTES + length;
+      if (data.length < wantedBytes) break;
+      this.#onRecord(data[0] as number, data.subarray(RECORD_HEADER_BYTES, wantedBytes));
+      data = data.subarray(wantedBytes);
+      wantedBytes = RECORD_HEADER_BYTES;
     }
-    this.#carry = data.length === 0 ? Buffer.alloc(0) : Buffer.from(data);
+    this.#wantedBytes = wantedBytes;
+    this.#pieces = [];
+    this.#pendingBytes = 0;
+    if (data.length > 0) this.#keep(data);
   }
 
   /** Takes the bytes of an incomplete record out, for whoever reads on. */
   takePending(): Buffer {
-    const pending = this.#carry;
-    this.#carry = Buffer.alloc(0);
+    const pending = Buffer.concat(this.#pieces);
+    this.#pieces = [];
+    this.#pendingBytes = 0;
+    this.#wantedBytes = RECORD_HEADER_BYTES;
     return pending;
   }
 
   /** Bytes of an incomplete record; non-zero at the end of a stream means it was cut short. */
   get pendingBytes(): number {
-    return this.#carry.length;
+    return this.#pendingBytes;
+  }
+
+  #keep(data: Buffer): void {
+    this.#pieces.push(Buffer.from(data));
+    this.#pendingBytes += data.length;
+    if (this.#pieces.length > MAX_PIECES) this.#pieces = [Buffer.concat(this.#pieces)];
   }
 }
