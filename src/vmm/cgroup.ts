@@ -9,8 +9,8 @@
  *
  * Each controller is taken from the hierarchy that has it: hosts with v1, v2 and both exist. Where neither may be
  * written, there are no limits, and {@link ControllerStatus.reason} says why. Followed: cgroup-v2.rst (delegation, no
- * internal processes), cgroup-v1/memory.rst, cgroups(7). Calls are synchronous: a cgroup with its limits costs 0.3 ms, and a VM must
- * not be claimed around an `await` (see {@link Vm.control}).
+ * internal processes), cgroup-v1/memory.rst, cgroups(7). Calls are synchronous: a cgroup with its limits costs 0.3 ms,
+ * and a VM must not be claimed around an `await` (see {@link Vm.control}).
  */
 import { mkdirSync, readdirSync, readFileSync, rmdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { basename, dirname, join, relative } from 'node:path';
