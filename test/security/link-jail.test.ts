@@ -168,6 +168,26 @@ for (const [what, flood] of Object.entries(FLOODS)) {
   });
 }
 
+test('a link process that takes more memory than its limit is killed by the kernel, and that is said', async (t) => {
+  const skipped = await lacking(scratch, 'memory');
+  if (skipped) return t.skip(skipped);
+  await using cgroups = await testCgroups(scratch);
+  const directory = join(scratch.path, 'greedy');
+  mkdirSync(directory);
+  const program = join(directory, 'greedy.mjs');
+  // Buffers lie outside of the heap that V8 bounds.
+  writeFileSync(
+    program,
+    `process.on('message', () => { globalThis.all = []; for (;;) all.push(Buffer.alloc(16 << 20, 1)); });`,
+  );
+  const link = new Link({ program, scratchDirectory: scratch.path, cgroups });
+  await assert.rejects(link.call({ type: 'await-ready', timeoutMs: 30_000 }), {
+    code: 'LINK_DIED',
+    message: /it reached its limit of 256 MiB/,
+  });
+  await link.exited;
+});
+
 async function retry<T>(act: () => T): Promise<T> {
   for (let attempt = 0; ; attempt++) {
     try {
