@@ -19,8 +19,10 @@ const MAX_DEVICE_STATE_BYTES = 16 * MIB;
 const SAVE_TIMEOUT_MS = 30_000;
 /** Main loop and I/O, beside the vCPUs, in CPUs. */
 const VMM_CPUS = 0.1;
-/** QEMU itself, its page tables and what the page cache needs of a volume that is written at full speed. */
+/** QEMU itself, and what the page cache needs of a volume that is written at full speed. */
 const VMM_MEMORY_MIB = 128;
+/** Page tables are charged, too: 8 bytes for 4096 on the host, and as many for the guest's under KVM. */
+const PAGE_TABLE_SHARE = 1 / 256;
 /** QEMU's threads: vCPUs, main loop, RCU, and up to 64 for I/O. It may not start processes. */
 const VMM_PIDS = 128;
 /** Guest memory stays where it is (the memfd); only device state travels. */
@@ -82,9 +84,10 @@ export class QemuDriver implements VmmDriver {
     const kernel = boots ? own(openSync(source.kernelPath, 'r')) : ('closed' as const);
     const initramfs = boots ? own(openSync(source.initramfsPath, 'r')) : ('closed' as const);
     const { cpus, memoryMib } = source.shape;
+    const overheadMib = VMM_MEMORY_MIB + (this.accelerator === 'tcg' ? TRANSLATION_CACHE_MIB : 0);
     const cgroup = this.#options.cgroups?.create('vmm', {
       cpus: cpus + VMM_CPUS,
-      memoryMib: memoryMib + VMM_MEMORY_MIB + (this.accelerator === 'tcg' ? TRANSLATION_CACHE_MIB : 0),
+      memoryMib: memoryMib + Math.ceil(memoryMib * PAGE_TABLE_SHARE) + overheadMib,
       pids: cpus + VMM_PIDS,
     });
     return new VmmProcess({
