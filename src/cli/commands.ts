@@ -12,6 +12,12 @@ const JOBS_OPTIONS = [
   JSON_OPTION,
 ] as const;
 
+const PLOT_OPTION = {
+  name: 'plot',
+  value: 'FILE',
+  help: 'write a bar plot to FILE, an SVG with the VMM, the accelerator, the date and the CPU of this machine',
+} as const;
+
 export const COMMANDS: readonly CommandSpec[] = [
   {
     name: 'run',
@@ -55,6 +61,10 @@ export const COMMANDS: readonly CommandSpec[] = [
       },
       { name: 'directory', short: 'C', value: 'DIR', help: 'start in DIR instead of the current directory' },
       { name: 'no-ignore', help: 'send what git ignores too' },
+      {
+        name: 'shell-on-failure',
+        help: 'at the first step of a job that fails, open a shell in its VM before that is destroyed',
+      },
       { name: 'artifacts', value: 'DIR', help: 'put the artifacts of a job into DIR/JOB' },
       { name: 'list', short: 'l', help: 'list the jobs and run nothing' },
       { name: 'dryrun', short: 'n', help: 'show what would run and run nothing' },
@@ -137,6 +147,22 @@ export const COMMANDS: readonly CommandSpec[] = [
       { command: 'ct inspect build --json', what: 'the newest run of `build`, for a script' },
     ],
     load: () => import('./commands/inspect.ts'),
+  },
+  {
+    name: 'shell',
+    summary: 'open a shell in the VM of a run, beside its job',
+    description: [
+      'Starts a shell, or the command after --, in the VM of a run that is under way: as the user of its steps, with the environment and the working directory of the step that runs, and without the secrets that steps are given. On a terminal it gets one, too; else stdin, stdout and stderr are those of the command. The exit status is that of the shell.',
+      'The job does not wait for it: when the job ends, the VM is destroyed and the shell with it (exit status 125). That it was opened, when and by whom, is in the record of the run and in its log; what is typed and shown is not. Secrets of the job are masked in its output.',
+    ],
+    positionals: { placeholder: 'RUN', max: 1, help: RUN_HELP_OR_LATEST },
+    passthrough: { placeholder: 'CMD ARGS', help: 'command to run instead of a shell' },
+    options: [],
+    examples: [
+      { command: 'ct shell build', what: 'the newest run of the job `build`' },
+      { command: 'ct shell build -- ps aux', what: 'one command' },
+    ],
+    load: () => import('./commands/shell.ts'),
   },
   {
     name: 'cancel',
@@ -268,10 +294,55 @@ export const COMMANDS: readonly CommandSpec[] = [
         choices: ['runc'],
         help: 'time the same program under `runc run`, in turn',
       },
+      PLOT_OPTION,
       JSON_OPTION,
     ],
     examples: [{ command: 'ct bench start --json', what: 'figures for a script' }],
     load: () => import('./commands/bench/start.ts'),
+  },
+  {
+    name: 'bench workload',
+    summary: 'measure what work takes in a VM, and in a container beside it',
+    description: [
+      'Runs three workloads as jobs of the host daemon: `compile` (a C project of 20 files, make -j1), `clone` (git clone of a generated repository) and `disk` (write, sync and read back large files and many small ones). Prints percentiles of the time of the workload alone, by a clock inside, and of the whole job, by a clock outside.',
+      'With --vs runc every job alternates with a container that has the same image, user, cpu and memory, and ratios are printed: what isolation in a VM costs here. They hold for the accelerator they were taken with: those of software emulation say nothing about KVM.',
+      'With --json: runs, accelerator, vmm, image, shape, startedAt, host, container (with --vs) and workloads, by name: vm and runc, each with insideMs and wholeMs (p50, p95, min, max), insideRatio and wholeRatio. docs/benchmarks.md describes them.',
+    ],
+    positionals: {
+      placeholder: 'WORKLOAD',
+      max: 3,
+      help: 'compile, clone or disk; all three if absent',
+      choices: ['compile', 'clone', 'disk'],
+    },
+    options: [
+      {
+        name: 'runs',
+        short: 'n',
+        value: 'RUNS',
+        help: 'how often each is run; 5 if absent, and once more that is not counted',
+      },
+      {
+        name: 'image',
+        value: 'IMAGE',
+        help: 'image to run in, with bash, gcc, make and git; debian-12 if absent',
+      },
+      {
+        name: 'vs',
+        value: 'RUNTIME',
+        choices: ['runc'],
+        help: 'run the same in a container of `runc`, in turn',
+      },
+      PLOT_OPTION,
+      JSON_OPTION,
+    ],
+    examples: [
+      { command: 'ct bench workload --vs runc', what: 'all three, against containers' },
+      {
+        command: 'ct bench workload -n 20 --vs runc --plot compile.svg compile',
+        what: 'one, and a plot of it',
+      },
+    ],
+    load: () => import('./commands/bench/workload.ts'),
   },
   {
     name: 'bench jobs',

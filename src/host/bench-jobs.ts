@@ -11,8 +11,8 @@ import { CtError } from '../core/errors.ts';
 import { installRoot } from '../core/install.ts';
 import { socketDirectory } from '../core/paths.ts';
 import type { JobOutcome } from '../protocol/run.ts';
-import { type Distribution, distribution } from './bench-start.ts';
 import { connectHost, findHost, type HostClient } from './client.ts';
+import { type Distribution, distribution } from './distribution.ts';
 
 const SAMPLE_MS = 200;
 /** A fresh daemon replaces a killed one within seconds; an emulated template takes some more. */

@@ -1,4 +1,4 @@
-/** The yardstick of `ct bench start --vs runc`: the same program in a container, by the runtime itself. */
+/** The yardstick of `--vs runc`: what runs in a VM, in a container, by the runtime itself. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { chmodSync, copyFileSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
@@ -6,6 +6,42 @@ import { join } from 'node:path';
 import { CtError } from '../core/errors.ts';
 import { probePath } from '../core/install.ts';
 import { runProgram } from '../core/run-program.ts';
+
+/** The parts of an OCI runtime configuration (runtime-spec, config.md) that the benchmarks change. */
+export interface RuncConfig {
+  readonly process: Record<string, unknown>;
+  readonly root: Record<string, unknown>;
+  readonly mounts: Record<string, unknown>[];
+  readonly linux: Record<string, unknown>;
+}
+
+/** Whether this process may do what only root may: containers with another user, with limits, and mounts. */
+export function isRoot(): boolean {
+  return process.getuid?.() === 0;
+}
+
+/** `runc version 1.1.5`. Throws REQUIREMENT_MISSING: runc is not among what ct needs otherwise. */
+export async function runcVersion(): Promise<string> {
+  try {
+    return (await runRunc(['--version'])).toString().split('\n')[0] ?? 'runc';
+  } catch (error) {
+    throw new CtError('REQUIREMENT_MISSING', 'there is no runc to compare with', {
+      hint: 'install it (Debian: apt-get install runc), or leave out --vs',
+      cause: error,
+    });
+  }
+}
+
+/** What `runc spec` writes for this user, who may be root or not; the caller writes config.json into `bundle`. */
+export async function runcSpec(bundle: string): Promise<RuncConfig> {
+  await runRunc(['spec', ...(isRoot() ? [] : ['--rootless']), '--bundle', bundle]);
+  return JSON.parse(readFileSync(join(bundle, 'config.json'), 'utf8')) as RuncConfig;
+}
+
+/** A short command of runc to its end. Throws REQUIREMENT_MISSING with what it said. */
+export function runRunc(args: readonly string[]): Promise<Buffer> {
+  return runProgram({ file: 'runc', args, maxOutputBytes: 65_536, failureCode: 'REQUIREMENT_MISSING' });
+}
 
 export interface RuncBench extends Disposable {
   readonly version: string;
@@ -22,15 +58,10 @@ export async function runcBench(directory: string): Promise<RuncBench> {
   mkdirSync(join(bundle, 'rootfs'), { recursive: true });
   copyFileSync(probePath, join(bundle, 'rootfs/probe'));
   chmodSync(join(bundle, 'rootfs/probe'), 0o755);
-  const runc = (args: readonly string[]): Promise<Buffer> =>
-    runProgram({ file: 'runc', args, maxOutputBytes: 65_536, failureCode: 'REQUIREMENT_MISSING' });
-  const [version = 'runc'] = (await runc(['--version'])).toString().split('\n');
-  const rootless = process.getuid?.() === 0 ? [] : ['--rootless'];
-  await runc(['spec', ...rootless, '--bundle', bundle]);
-  const configPath = join(bundle, 'config.json');
-  const config = JSON.parse(readFileSync(configPath, 'utf8')) as { process: Record<string, unknown> };
+  const version = await runcVersion();
+  const config = await runcSpec(bundle);
   Object.assign(config.process, { terminal: false, args: ['/probe'] });
-  writeFileSync(configPath, JSON.stringify(config));
+  writeFileSync(join(bundle, 'config.json'), JSON.stringify(config));
 
   let samples = 0;
   return {

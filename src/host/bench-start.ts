@@ -14,14 +14,10 @@ import type { Accelerator } from '../protocol/run.ts';
 import type { MachineShape } from '../vmm/driver.ts';
 import { type RuncBench, runcBench } from './bench-runc.ts';
 import { connectHost } from './client.ts';
+import { type Distribution, distribution, ratio } from './distribution.ts';
 import { Machines } from './machines.ts';
 
-export interface Distribution {
-  readonly p50: number;
-  readonly p95: number;
-  readonly min: number;
-  readonly max: number;
-}
+export type { Distribution } from './distribution.ts';
 
 export interface StartFigures {
   readonly runs: number;
@@ -193,7 +189,7 @@ async function measureWarm(
   const figures = { warmClaimMs, refillMs: samples.distribution('refill'), poolSize: POOL_SIZE };
   if (!runc) return figures;
   const runcMs = samples.distribution('runc');
-  return { ...figures, runcMs, warmVsRunc: Math.round((warmClaimMs.p50 / runcMs.p50) * 100) / 100 };
+  return { ...figures, runcMs, warmVsRunc: ratio(warmClaimMs, runcMs) };
 }
 
 async function measureCli(
@@ -254,14 +250,4 @@ function privateMib(pid: number): number {
   let kib = 0;
   for (const match of text.matchAll(/^Private_Dirty:\s+(\d+) kB$/gm)) kib += Number(match[1]);
   return kib / 1024;
-}
-
-/** Nearest-rank percentiles, rounded to a tenth. */
-export function distribution(samples: readonly number[]): Distribution {
-  const sorted = samples.toSorted((a, b) => a - b);
-  const at = (percent: number): number => {
-    const value = sorted[Math.max(0, Math.ceil((percent / 100) * sorted.length) - 1)] ?? Number.NaN;
-    return Math.round(value * 10) / 10;
-  };
-  return { p50: at(50), p95: at(95), min: at(0), max: at(100) };
 }

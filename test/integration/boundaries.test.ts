@@ -28,7 +28,7 @@ const LAYERS: readonly { readonly rooms: readonly string[]; readonly about: stri
 ];
 
 /** The doors between the programs: the daemon's client, and the benchmarks. */
-const HOST_DOORS = ['host/client.ts', 'host/bench-start.ts', 'host/bench-jobs.ts'];
+const HOST_DOORS = ['host/client.ts', 'host/bench-start.ts', 'host/bench-jobs.ts', 'host/bench-workload.ts'];
 
 /** Rooms whose answers must follow from their arguments alone, so that they can be tested and trusted. */
 const PURE_ROOMS = ['verification', 'policy'];

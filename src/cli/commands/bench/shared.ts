@@ -1,10 +1,14 @@
 /** What the benchmarks' commands have in common. */
-import { CtError } from '../../../core/errors.ts';
+import { accessSync, constants, statSync, writeFileSync } from 'node:fs';
+import { dirname, resolve } from 'node:path';
+import { CtError, messageOf } from '../../../core/errors.ts';
 import { ctHomePath } from '../../../core/paths.ts';
 import type { JobsFigures } from '../../../host/bench-jobs.ts';
+import type { Accelerator } from '../../../protocol/run.ts';
 import { cancelOnSignals } from '../../cancellation.ts';
 import type { ParsedOptions } from '../../command.ts';
 import type { Output } from '../../output.ts';
+import { type BarPlot, renderBarPlot } from '../../render/bar-plot.ts';
 import { formatTable } from '../../render/table.ts';
 
 const DEFAULT_IMAGE = 'debian-12';
@@ -27,6 +31,66 @@ export function statusLine(output: Output): (text: string) => void {
   return (text) => {
     if (output.isTty.stderr) output.write('stderr', `\r\u001b[K${text}`);
   };
+}
+
+export interface PlotTarget {
+  write(plot: BarPlot): void;
+}
+
+/** Where --plot goes; undefined without it. Throws USAGE before anything is measured, not after. */
+export function readPlotTarget(parsed: ParsedOptions): PlotTarget | undefined {
+  const file = parsed.value('plot');
+  if (file === undefined) return undefined;
+  const refuse = (why: string, hint: string, cause?: unknown): never => {
+    throw new CtError('USAGE', `--plot cannot be \`${file}\`: ${why}`, { hint, cause });
+  };
+  if (!file.endsWith('.svg')) refuse('plots are SVG files', 'a name that ends with .svg');
+  const path = resolve(file);
+  const directory = dirname(path);
+  try {
+    accessSync(directory, constants.W_OK | constants.X_OK);
+  } catch (error) {
+    refuse(
+      `${directory} cannot be written`,
+      'a file in a directory that exists and that you may write to',
+      error,
+    );
+  }
+  if (statSync(path, { throwIfNoEntry: false })?.isDirectory())
+    refuse('it is a directory', 'the name of a file');
+  return {
+    write: (plot) => {
+      try {
+        writeFileSync(path, renderBarPlot(plot));
+      } catch (error) {
+        refuse(messageOf(error), 'a file that you may write to', error);
+      }
+    },
+  };
+}
+
+/** What the bars and lines of these plots are. */
+export const P50_AND_P95 = 'bar and number: p50, line: p95';
+
+export function acceleratorName(accelerator: Accelerator): string {
+  return accelerator === 'tcg' ? 'software emulation (TCG)' : 'KVM';
+}
+
+export function countRuns(runs: number): string {
+  return runs === 1 ? '1 run' : `${runs} runs`;
+}
+
+/** The lines below a plot's title: whose figures these are. */
+export function plotFacts(of: {
+  readonly vmm: string;
+  readonly accelerator: Accelerator;
+  readonly date: string;
+  readonly hostCpu: string;
+}): string[] {
+  return [
+    `${of.vmm}, ${acceleratorName(of.accelerator)}, ${of.hostCpu}, ${of.date}`,
+    ...(of.accelerator === 'tcg' ? ['Emulated: neither times nor ratios say anything about KVM'] : []),
+  ];
 }
 
 /** `ct bench jobs` and, with `killEveryMs`, `ct bench chaos`. */

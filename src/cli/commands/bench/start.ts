@@ -1,11 +1,21 @@
 /** `ct bench start`. */
+import { cpus } from 'node:os';
 import { ctHomePath } from '../../../core/paths.ts';
 import type { Distribution, StartFigures } from '../../../host/bench-start.ts';
 import { cancelOnSignals } from '../../cancellation.ts';
 import type { ParsedOptions } from '../../command.ts';
 import type { Output } from '../../output.ts';
+import type { Bar, BarPlot } from '../../render/bar-plot.ts';
 import { formatTable } from '../../render/table.ts';
-import { readCount, statusLine } from './shared.ts';
+import {
+  acceleratorName,
+  countRuns,
+  P50_AND_P95,
+  plotFacts,
+  readCount,
+  readPlotTarget,
+  statusLine,
+} from './shared.ts';
 
 const DEFAULT_RUNS = 20;
 const MAX_RUNS = 1000;
@@ -15,6 +25,7 @@ const SHAPE = { cpus: 1, memoryMib: 512, volumeMib: 10_240 };
 
 export async function run(parsed: ParsedOptions, output: Output): Promise<number> {
   const runs = readCount(parsed, 'runs', DEFAULT_RUNS, MAX_RUNS);
+  const plot = readPlotTarget(parsed);
   using cancellation = cancelOnSignals(output);
   const { signal } = cancellation;
   const ctHome = ctHomePath();
@@ -38,6 +49,7 @@ export async function run(parsed: ParsedOptions, output: Output): Promise<number
     onProgress: (done, total, what) => say(`${done} of ${total}: ${what}`),
   });
   say('');
+  plot?.write(startPlot(figures, { hostCpu: cpus()[0]?.model.trim() ?? 'unknown', date: new Date() }));
   output.write('stdout', parsed.has('json') ? `${JSON.stringify(figures)}\n` : render(figures));
   return 0;
 }
@@ -56,10 +68,10 @@ function render(figures: StartFigures): string {
     ['private memory of the VMM', 'MiB', figures.privateMib],
     ['private memory of the link', 'MiB', figures.linkPrivateMib],
   ];
-  const accelerator = figures.accelerator === 'tcg' ? 'software emulation (TCG)' : 'KVM';
+  const accelerator = acceleratorName(figures.accelerator);
   const { cpus, memoryMib } = figures.shape;
   return [
-    `${figures.vmm}, ${accelerator}, ${cpus} cpu, ${memoryMib} MiB, ${figures.runs} runs`,
+    `${figures.vmm}, ${accelerator}, ${cpus} cpu, ${memoryMib} MiB, ${countRuns(figures.runs)}`,
     '',
     formatTable([
       ['', 'p50', 'p95', 'min', 'max', ''],
@@ -73,4 +85,54 @@ function render(figures: StartFigures): string {
       ? []
       : [`a warm VM takes ${figures.warmVsRunc} of the time of a container (${figures.runc})\n`]),
   ].join('\n');
+}
+
+/** Panels by magnitude: what a job waits for when it starts is a hundredth of a cold boot. */
+function startPlot(figures: StartFigures, host: { readonly hostCpu: string; readonly date: Date }): BarPlot {
+  const { shape, runcMs } = figures;
+  const bar = (label: string, figure: Distribution, series = 0): Bar => ({
+    label,
+    value: figure.p50,
+    high: figure.p95,
+    series,
+  });
+  return {
+    title: 'From nothing to a VM, and back',
+    facts: [
+      ...plotFacts({ ...figures, hostCpu: host.hostCpu, date: host.date.toISOString().slice(0, 10) }),
+      `${shape.cpus} cpu, ${shape.memoryMib} MiB, ${countRuns(figures.runs)}${figures.runc === undefined ? '' : `, ${figures.runc}`}`,
+    ],
+    series: runcMs ? ['microVM', 'container'] : ['microVM'],
+    key: P50_AND_P95,
+    panels: [
+      {
+        title: 'To the first instruction of a program',
+        unit: 'ms',
+        bars: [
+          bar('claim of a warm VM', figures.warmClaimMs),
+          ...(runcMs ? [bar('runc run', runcMs, 1)] : []),
+          bar('clone restored from its template', figures.restoreMs),
+        ],
+      },
+      {
+        title: 'Around it',
+        unit: 'ms',
+        bars: [
+          bar('second process in the same VM', figures.secondExecMs),
+          bar('destroy', figures.destroyMs),
+          bar('ct run -- true, the whole command', figures.cliMs),
+        ],
+      },
+      {
+        title: 'In the background',
+        unit: 'ms',
+        bars: [bar('the next warm VM is ready', figures.refillMs), bar('cold boot', figures.coldBootMs)],
+      },
+      {
+        title: 'Private memory of an idle VM',
+        unit: 'MiB',
+        bars: [bar('VMM', figures.privateMib), bar('link process', figures.linkPrivateMib)],
+      },
+    ],
+  };
 }
