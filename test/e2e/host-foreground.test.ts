@@ -2,11 +2,12 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { installRoot } from '../../src/core/install.ts';
+import { socketDirectory } from '../../src/core/paths.ts';
 import { findHost, type HostClient } from '../../src/host/client.ts';
 import type { JobRequest, JobResult } from '../../src/protocol/run.ts';
 import { borrowImages } from '../support/borrowed-home.ts';
@@ -102,5 +103,6 @@ test('it is the process that was started, runs jobs, is the only one, and SIGTER
       assert.ok(directory === undefined || !existsSync(directory), `${directory} is gone`);
   } finally {
     child.kill('SIGKILL');
+    rmSync(await socketDirectory(home.path), { recursive: true, force: true });
   }
 });

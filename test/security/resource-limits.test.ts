@@ -2,12 +2,13 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, symlinkSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { launcherPath } from '../../src/core/install.ts';
+import { socketDirectory } from '../../src/core/paths.ts';
 import { connectHost } from '../../src/host/client.ts';
 import type { JobRequest, RunEvent } from '../../src/protocol/run.ts';
 import { type Cgroup, CgroupTree } from '../../src/vmm/cgroup.ts';
@@ -270,5 +271,6 @@ test('a run whose VMM hits the memory limit ends with VMM_DIED and that reason, 
       if (status.directory !== undefined) assert.equal(existsSync(status.directory), false, status.directory);
   } finally {
     await stopHost(ctHome);
+    rmSync(await socketDirectory(ctHome), { recursive: true, force: true });
   }
 });
