@@ -73,6 +73,7 @@ export class Link {
   /** Why we killed it. */
   #verdict: CtError | undefined;
   #hasExited = false;
+  readonly #handedOver: Disposable[] = [];
 
   constructor(options: LinkOptions = {}) {
     this.#options = options;
@@ -103,6 +104,7 @@ export class Link {
         const detail = cgroup?.hitMemoryLimit() ? `it reached its limit of ${cgroup.memoryMib} MiB` : how;
         clearInterval(this.#heartbeat);
         this.#hasExited = true;
+        for (const handle of this.#handedOver) handle[Symbol.dispose]();
         this.#verdict ??= this.#died(detail);
         this.#settle((waiting) => waiting.reject(this.#died()));
         this.#jail
@@ -124,7 +126,10 @@ export class Link {
    * if it does not answer heartbeats, or does not end the command in the time it was given. It is dead after the latter two.
    */
   async call(command: LinkCall, socket?: Socket): Promise<LinkReply> {
-    if (this.#hasExited || this.#verdict) throw this.#died();
+    if (this.#hasExited || this.#verdict) {
+      socket?.destroy();
+      throw this.#died();
+    }
     const { promise, resolve, reject } = Promise.withResolvers<LinkReply>();
     this.#waiting = { answer: ANSWERS[command.type], resolve, reject };
     const patienceMs = Math.min(timeoutOf(command) + (this.#options.overtimeMs ?? OVERTIME_MS), MAX_TIMER_MS);
@@ -166,11 +171,12 @@ export class Link {
 
   #send(command: LinkCommand, socket?: Socket): void {
     const onError = (error: Error | null): void => {
-      if (error) this.#settle((waiting) => waiting.reject(this.#died()));
+      // It has ended, which is about to be reported with the reason; or it has closed its end, and is of no use.
+      if (error) this.#child.kill('SIGKILL');
     };
     this.#channel?.grant();
     if (socket) {
-      stopReading(socket);
+      this.#handedOver.push(handOver(socket));
       this.#child.send(command, socket, { keepOpen: false }, onError);
     } else this.#child.send(command, onError);
   }
@@ -267,10 +273,20 @@ export class Link {
   }
 }
 
-/** Until the other process has acknowledged a handle, Node would read on here, and drop what it reads. */
-function stopReading(socket: Socket): void {
-  const { _handle: handle } = socket as unknown as { _handle: { readStop?(): void } | null };
+/**
+ * To be called before a socket is sent: until the other process has acknowledged it, Node would read on here, and drop
+ * what it reads. Disposal closes what that process has never taken, which Node would keep open.
+ */
+function handOver(socket: Socket): Disposable {
+  const holder = socket as unknown as { readonly _handle: { readStop?(): void; close(): void } | null };
+  const { _handle: handle } = holder;
   handle?.readStop?.();
+  return {
+    [Symbol.dispose]: () => {
+      if (holder._handle) socket.destroy();
+      else handle?.close();
+    },
+  };
 }
 
 /** The time that the process is given for a command; it keeps it itself. */

@@ -98,7 +98,7 @@ describe('a link process that says what it must not ends with LINK_DIED, and the
        const server = net.createServer().listen(0, '127.0.0.1', () => process.send({ type: 'ready' }, server));
        server.on('error', () => { const pipe = new net.Socket({ fd: 2 }); process.send({ type: 'ready' }, pipe); });
        hold();`,
-      /descriptor|not its to send/,
+      /it sent a descriptor/,
     ],
     ['endless complaints', `for (;;) fs.writeSync(2, 'x'.repeat(65536));`, /floods its stderr/],
   ];
@@ -154,6 +154,14 @@ describe('a link process that does not come to an end', { concurrency: 3 }, () =
     await using link = hostile(`process.on('message', () => { for (;;); });`, { heartbeatIntervalMs: 100 });
     await assert.rejects(link.call(READY), { code: 'LINK_STUCK', message: /did not answer for 1 s/ });
     await link.exited;
+  });
+
+  test('holds its VM for the whole of its time where nobody counts heartbeats: the control', async () => {
+    await using link = hostile(`process.on('message', () => { for (;;); });`, {
+      heartbeatIntervalMs: 100_000,
+    });
+    const call = link.call(READY).catch((error) => error);
+    assert.equal(await Promise.race([call, sleep(3000, 'held')]), 'held');
   });
 
   test('is LINK_STUCK when it is stopped', async () => {
@@ -212,6 +220,37 @@ test('a link process that dies says how, and what it wrote last, without control
   });
 });
 
+/** A socket as the daemon has it when a client has connected, and the client's end. */
+async function connection(): Promise<AsyncDisposable & { readonly socket: Socket; readonly client: Socket }> {
+  const server = createServer().listen(join(scratch.path, `socket-${programs++}`));
+  await once(server, 'listening');
+  const accepted = once(server, 'connection') as Promise<[Socket]>;
+  const client = connect(String(server.address()));
+  const [socket] = await accepted;
+  const dispose = async (): Promise<void> => {
+    client.destroy();
+    server.close();
+  };
+  return { socket, client, [Symbol.asyncDispose]: dispose };
+}
+
+test('a link process that acknowledges a handle twice ends with LINK_DIED', async () => {
+  await using link = hostile(`
+    process.on('message', () => { for (let i = 0; i < 3; i++) say({ cmd: 'NODE_HANDLE_ACK' }); });`);
+  await using given = await connection();
+  await assert.rejects(link.call(READY, given.socket), { code: 'LINK_DIED', message: /not its to send/ });
+});
+
+test('a link process that never takes its handle is LINK_STUCK, and the client loses its connection', async () => {
+  await using link = hostile('for (;;);', { heartbeatIntervalMs: 50 });
+  await using given = await connection();
+  const closed = once(given.client, 'close');
+  given.client.resume();
+  await assert.rejects(link.call(READY, given.socket), { code: 'LINK_STUCK' });
+  await link.exited;
+  await closed;
+});
+
 test('handles still reach an honest link process, one after another, and are acknowledged', async () => {
   await using link = hostile(`
     process.on('message', (m, socket) => {
@@ -219,19 +258,12 @@ test('handles still reach an honest link process, one after another, and are ack
       socket.end('hello');
       say({ type: m.type === 'open' ? 'opened' : 'ready', timings: {} });
     });`);
-  const path = join(scratch.path, 'socket');
-  const server = createServer().listen(path);
-  await once(server, 'listening');
-  using _closed = { [Symbol.dispose]: () => void server.close() };
   const identity = { hostname: 'x', volumeCipher: 'none' };
   for (const command of [READY, { type: 'open', identity, timeoutMs: 5000 }, READY] as const) {
-    const accepted = once(server, 'connection') as Promise<[Socket]>;
-    const client = connect(path);
-    const [socket] = await accepted;
-    await link.call(command, socket);
-    const [greeting] = await once(client, 'data');
+    await using given = await connection();
+    await link.call(command, given.socket);
+    const [greeting] = await once(given.client, 'data');
     assert.equal(String(greeting), 'hello');
-    client.destroy();
   }
 });
 
