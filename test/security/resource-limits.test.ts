@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, symlinkSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
@@ -13,6 +13,7 @@ import { connectHost } from '../../src/host/client.ts';
 import type { JobRequest, RunEvent } from '../../src/protocol/run.ts';
 import { type Cgroup, CgroupTree } from '../../src/vmm/cgroup.ts';
 import { cgroupOptions } from '../../src/vmm/process.ts';
+import { borrowImages } from '../support/borrowed-home.ts';
 import {
   cgroupOf,
   cpuSeconds,
@@ -22,7 +23,7 @@ import {
   testCgroups,
 } from '../support/cgroups.ts';
 import { stopHost } from '../support/host.ts';
-import { testHome, testImage } from '../support/images.ts';
+import { testImage } from '../support/images.ts';
 import { makeVmm } from '../support/machines.ts';
 import { scratchDirectory } from '../support/scratch.ts';
 
@@ -105,7 +106,7 @@ test('a job of 1 cpu and 256 MiB: its VMM is limited to that and its own needs, 
   );
   assert.deepEqual(result, { kind: 'exited', code: 0, oomKilled: false });
   // More memory than there is: the guest's kernel ends the process, and says so.
-  const greedy = await guest.sh('exec perl -e \'my @x; push @x, "x" x (1 << 20) for 1..400\'');
+  const greedy = await guest.sh('exec perl -e \'my @x; push @x, "x" x (1 << 24) for 1..40\'');
   assert.ok(greedy.result.kind !== 'failed' && greedy.result.oomKilled);
   const peak = read(isV2 ? 'memory.peak' : 'memory.max_usage_in_bytes');
   assert.ok(peak <= limit, `${peak} > ${limit}`);
@@ -224,7 +225,7 @@ test('a run whose VMM hits the memory limit ends with VMM_DIED and that reason, 
   const ctHome = join(scratch.path, 'home');
   mkdirSync(ctHome, { mode: 0o700 });
   const image = await testImage('debian-12');
-  for (const part of ['images', 'blobs']) symlinkSync(join(testHome, part), join(ctHome, part));
+  await borrowImages(ctHome);
   const host = await connectHost({ ctHome });
   try {
     const { cgroups, pid } = await host.info();
@@ -235,7 +236,7 @@ test('a run whose VMM hits the memory limit ends with VMM_DIED and that reason, 
     // The guest's own memory is another matter: that is the job's failure, with a hint that says so.
     const events: RunEvent[] = [];
     const greedy = await host.runJob(
-      requestOf(image, 'exec perl -e \'my @x; push @x, "x" x (1 << 20) for 1..400\''),
+      requestOf(image, 'exec perl -e \'my @x; push @x, "x" x (1 << 24) for 1..40\''),
       {
         signal: AbortSignal.timeout(50_000),
         onEvent: (event) => void events.push(event),
