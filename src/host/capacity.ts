@@ -14,10 +14,14 @@ export interface Amount {
   readonly memoryMib: number;
 }
 
-/** CPUs and memory of this host that VMs may use together, cgroup limits counted (v1 and v2). */
+/**
+ * CPUs and memory of this host that VMs may use together, cgroup limits counted (v1 and v2): those of a container, and
+ * those of the cgroup this process was started in. Call it before the process moves to another one.
+ */
 export function hostCapacity(): Amount {
   const limits = ['/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.limit_in_bytes'].map(readLimit);
-  const memoryBytes = Math.min(totalmem(), ...limits);
+  const own = process.constrainedMemory();
+  const memoryBytes = Math.min(totalmem(), ...limits, own > 0 ? own : Number.POSITIVE_INFINITY);
   return {
     cpus: availableParallelism(),
     memoryMib: Math.max(0, Math.floor(memoryBytes / MIB) - RESERVED_MIB),

@@ -37,11 +37,11 @@ async function main(): Promise<void> {
     for (const name of await readdir(directory)) await rm(join(directory, name), { recursive: true });
   }
 
+  const total = hostCapacity();
   const cgroups = await CgroupTree.open({ id: homeId(ctHome), recordPath: join(ctHome, 'cgroups.json') });
   for (const { controller, reason } of cgroups.controllers) {
     if (reason !== undefined) process.stderr.write(`ct host: no ${controller} limits for VMs: ${reason}\n`);
   }
-  const total = hostCapacity();
   const machines = new Machines({
     ctHome,
     images: new ImageStore(ctHome),
