@@ -10,6 +10,7 @@ import { encodeRecord } from '../../src/protocol/records.ts';
 export const Frame = {
   data: 0,
   headers: 1,
+  priority: 2,
   rstStream: 3,
   settings: 4,
   pushPromise: 5,
