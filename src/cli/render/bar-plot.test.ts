@@ -70,19 +70,15 @@ test('the check of the tests finds what is not well-formed', () => {
 
 test('title, facts, series, key, panels, labels, values and units are in the plot', () => {
   const svg = renderBarPlot(PLOT);
-  for (const expected of [
-    'How long',
-    'a host',
-    'microVM',
-    'container',
-    'bar: p50',
-    'one',
-    '12.3',
-    '4,321',
-    '0 ms',
-  ]) {
+  for (const expected of ['How long', 'a host', 'microVM', 'container', 'bar: p50', 'one', '0 ms']) {
     assert.ok(svg.includes(`>${expected}</text>`), expected);
   }
+});
+
+test('a bar has its value beside it, and where its line ends', () => {
+  const svg = renderBarPlot(PLOT);
+  assert.match(svg, />12\.3<tspan class="second" dx="7">20<\/tspan><\/text>/);
+  assert.match(svg, />4,321<\/text>/);
 });
 
 test('a panel has its unit and its note in its heading', () => {

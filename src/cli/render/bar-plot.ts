@@ -7,8 +7,8 @@
  *     ■ one series  ■ another          bar: p50, line: p95
  *
  *     panel (ms)
- *        label ████████████──┤ 12.3    value at the bar
- *        label █████──┤ 5.1
+ *        label ████████████──┤ 12.3 15.1    value at the bar, and where its line ends
+ *        label █████──┤ 5.1 6
  *              0      5      10        axis of its own: a panel of seconds does not flatten one of milliseconds
  */
 
@@ -45,8 +45,8 @@ const WIDTH = 860;
 const MARGIN = 24;
 const BAR_HEIGHT = 18;
 const ROW_HEIGHT = 26;
-/** Room for the value right of the longest line. */
-const VALUE_WIDTH = 90;
+/** Room for both numbers right of the longest line. */
+const VALUE_WIDTH = 120;
 /** Estimate for a sans-serif font of 13 px: there is no text to measure here. */
 const CHARACTER_WIDTH = 7;
 const MIN_LABEL_WIDTH = 90;
@@ -149,12 +149,15 @@ function renderPanel({ bars, unit }: BarPanel, left: number, top: number): strin
       `<rect class="s${series}" x="${left}" y="${y}" width="${barWidth}" height="${BAR_HEIGHT}" rx="2"/>\n`,
     );
     let end = left + barWidth;
+    let second = '';
     if (high !== undefined && isDrawable(high) && high > value) {
       const x = at(high);
       parts.push(`<path class="high" d="M${end} ${middle}H${x}M${x} ${middle - 5}V${middle + 5}"/>\n`);
       end = Math.max(end, x);
+      second = `<tspan class="second" dx="7">${formatValue(high)}</tspan>`;
     }
-    parts.push(text(round(end + 7), middle + 4.5, formatValue(value), 'value'));
+    const x = round(end + 7);
+    parts.push(`<text class="value" x="${x}" y="${middle + 4.5}">${formatValue(value)}${second}</text>\n`);
   }
   return parts.join('');
 }
@@ -209,7 +212,7 @@ function styleSheet(): string {
     [
       `.back { fill: ${back} }`,
       `text, tspan { fill: ${text} }`,
-      `.dim, .tick { fill: ${dim} }`,
+      `.dim, .tick, .second { fill: ${dim} }`,
       `.grid { stroke: ${grid} }`,
       `.value { stroke: ${back} }`,
       `.high { stroke: ${dim} }`,
@@ -223,6 +226,7 @@ function styleSheet(): string {
     '.label { text-anchor: end }',
     // An outline in the colour of the back: lines of the grid end before a number.
     '.value { font-weight: 600; paint-order: stroke; stroke-width: 4px }',
+    '.second { font-weight: 400; font-size: 11px }',
     '.high { fill: none; stroke-width: 1.5 }',
     colours(LIGHT),
     '@media (prefers-color-scheme: dark) {',

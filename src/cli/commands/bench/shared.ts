@@ -70,7 +70,7 @@ export function readPlotTarget(parsed: ParsedOptions): PlotTarget | undefined {
 }
 
 /** What the bars and lines of these plots are. */
-export const P50_AND_P95 = 'bar and number: p50, line: p95';
+export const P50_AND_P95 = 'bar and number: p50, line and small number: p95';
 
 export function acceleratorName(accelerator: Accelerator): string {
   return accelerator === 'tcg' ? 'software emulation (TCG)' : 'KVM';
