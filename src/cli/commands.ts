@@ -61,6 +61,10 @@ export const COMMANDS: readonly CommandSpec[] = [
       },
       { name: 'directory', short: 'C', value: 'DIR', help: 'start in DIR instead of the current directory' },
       { name: 'no-ignore', help: 'send what git ignores too' },
+      {
+        name: 'shell-on-failure',
+        help: 'at the first step of a job that fails, open a shell in its VM before that is destroyed',
+      },
       { name: 'artifacts', value: 'DIR', help: 'put the artifacts of a job into DIR/JOB' },
       { name: 'list', short: 'l', help: 'list the jobs and run nothing' },
       { name: 'dryrun', short: 'n', help: 'show what would run and run nothing' },
@@ -143,6 +147,22 @@ export const COMMANDS: readonly CommandSpec[] = [
       { command: 'ct inspect build --json', what: 'the newest run of `build`, for a script' },
     ],
     load: () => import('./commands/inspect.ts'),
+  },
+  {
+    name: 'shell',
+    summary: 'open a shell in the VM of a run, beside its job',
+    description: [
+      'Starts a shell, or the command after --, in the VM of a run that is under way: as the user of its steps, with the environment and the working directory of the step that runs, and without the secrets that steps are given. On a terminal it gets one, too; else stdin, stdout and stderr are those of the command. The exit status is that of the shell.',
+      'The job does not wait for it: when the job ends, the VM is destroyed and the shell with it (exit status 125). That it was opened, when and by whom, is in the record of the run and in its log; what is typed and shown is not. Secrets of the job are masked in its output.',
+    ],
+    positionals: { placeholder: 'RUN', max: 1, help: RUN_HELP_OR_LATEST },
+    passthrough: { placeholder: 'CMD ARGS', help: 'command to run instead of a shell' },
+    options: [],
+    examples: [
+      { command: 'ct shell build', what: 'the newest run of the job `build`' },
+      { command: 'ct shell build -- ps aux', what: 'one command' },
+    ],
+    load: () => import('./commands/shell.ts'),
   },
   {
     name: 'cancel',

@@ -17,11 +17,21 @@ export interface Sink {
   readonly isTty: Readonly<Record<Stream, boolean>>;
   /** A promise means that much is waiting: await it before producing more. */
   write(stream: Stream, data: string | Uint8Array): undefined | Promise<void>;
+  /** What is written waits for somebody who has the terminal alone: a status line would be out of date. */
+  readonly isTaken?: boolean;
 }
 
 interface Piece {
   readonly stream: Stream;
   readonly bytes: Uint8Array;
+}
+
+/** Until it settles, nothing that was written later goes out. */
+type Barrier = () => Promise<void>;
+
+/** The terminal for one that needs it alone; until disposal, all else that is written waits. */
+export interface Exclusive extends Disposable {
+  write(stream: Stream, bytes: Uint8Array): Promise<void>;
 }
 
 /**
@@ -30,11 +40,12 @@ interface Piece {
  */
 export class Output implements Sink {
   readonly isTty: Readonly<Record<Stream, boolean>> = { stdout: isatty(1), stderr: isatty(2) };
-  readonly #queue: Piece[] = [];
+  readonly #queue: (Piece | Barrier)[] = [];
   #isBroken = false;
   #queuedBytes = 0;
   #pump: Promise<void> | undefined;
   #waiters: (() => void)[] = [];
+  #taken = 0;
   #onBroken: () => void = () => {};
 
   /**
@@ -62,6 +73,32 @@ export class Output implements Sink {
     return promise;
   }
 
+  get isTaken(): boolean {
+    return this.#taken > 0;
+  }
+
+  /** Resolves when all that was written before has gone out, and nobody else has the terminal alone. */
+  async take(): Promise<Exclusive> {
+    const entered = Promise.withResolvers<void>();
+    const left = Promise.withResolvers<void>();
+    this.#taken++;
+    this.#queue.push(() => {
+      entered.resolve();
+      return left.promise;
+    });
+    this.#pump ??= this.#run();
+    await entered.promise;
+    let isHeld = true;
+    return {
+      write: (stream, bytes) => this.#writeAll({ stream, bytes }),
+      [Symbol.dispose]: () => {
+        if (isHeld) this.#taken--;
+        isHeld = false;
+        left.resolve();
+      },
+    };
+  }
+
   /** Resolves when all that was written has gone out or was dropped. */
   async flush(): Promise<void> {
     while (this.#pump) await this.#pump;
@@ -71,7 +108,8 @@ export class Output implements Sink {
     // What is written in the same turn goes out together.
     await undefined;
     for (let next = this.#take(); next; next = this.#take()) {
-      await this.#writeAll(next);
+      if (typeof next === 'function') await next();
+      else await this.#writeAll(next);
       if (this.#queuedBytes < HIGH_WATER_BYTES) {
         const waiters = this.#waiters;
         this.#waiters = [];
@@ -81,12 +119,13 @@ export class Output implements Sink {
     this.#pump = undefined;
   }
 
-  #take(): Piece | undefined {
+  #take(): Piece | Barrier | undefined {
     const first = this.#queue.shift();
-    if (!first) return undefined;
+    if (!first || typeof first === 'function') return first;
     const parts = [first.bytes];
     let bytes = first.bytes.length;
-    for (let next = this.#queue[0]; next?.stream === first.stream; next = this.#queue[0]) {
+    for (let next = this.#queue[0]; next; next = this.#queue[0]) {
+      if (typeof next === 'function' || next.stream !== first.stream) break;
       if (bytes + next.bytes.length > MAX_WRITE_BYTES) break;
       parts.push(next.bytes);
       bytes += next.bytes.length;

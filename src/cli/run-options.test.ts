@@ -5,7 +5,12 @@ import { parseCommandLine } from './command.ts';
 import { COMMANDS } from './commands.ts';
 import { type RunEnvironment, type RunOptions, readRunOptions } from './run-options.ts';
 
-const AROUND: RunEnvironment = { cwd: '/work', env: { TOKEN: 't', EMPTY: '' }, stderrIsTty: false };
+const AROUND: RunEnvironment = {
+  cwd: '/work',
+  env: { TOKEN: 't', EMPTY: '' },
+  stderrIsTty: false,
+  isInteractive: false,
+};
 
 function read(line: string, around: Partial<RunEnvironment> = {}): RunOptions {
   const invocation = parseCommandLine(COMMANDS, ['run', ...line.split(' ').filter((word) => word !== '')]);
@@ -25,6 +30,7 @@ test('defaults: every job, the current directory, what git ignores stays', () =>
     action: 'run',
     progress: 'plain',
     json: false,
+    shellOnFailure: false,
   });
 });
 
@@ -77,6 +83,7 @@ test('USAGE refuses what makes no sense', () => {
     ['-s CT_TOKEN', /not the name of a secret/],
     ['--secret-file TOKEN', /not NAME=PATH/],
     ['--secret-file TOKEN=', /not NAME=PATH/],
+    ['--shell-on-failure', /needs a terminal.*ct shell RUN/],
     ['-e NOT_SET', /no variable NOT_SET/],
   ];
   for (const [line, expected] of refusals) {
@@ -90,4 +97,9 @@ test('USAGE refuses what makes no sense', () => {
       line,
     );
   }
+});
+
+test('--shell-on-failure is for terminals', () => {
+  assert.equal(read('').shellOnFailure, false);
+  assert.equal(read('--shell-on-failure', { isInteractive: true }).shellOnFailure, true);
 });

@@ -25,6 +25,7 @@ export interface RunOptions {
   readonly action: 'run' | 'list' | 'dryrun';
   readonly progress: ProgressMode;
   readonly json: boolean;
+  readonly shellOnFailure: boolean;
 }
 
 /** Where secrets come from; never their values. */
@@ -41,6 +42,8 @@ export interface RunEnvironment {
   readonly cwd: string;
   readonly env: Readonly<Record<string, string | undefined>>;
   readonly stderrIsTty: boolean;
+  /** Somebody can type into a shell and see what it says. */
+  readonly isInteractive: boolean;
 }
 
 /** Throws USAGE. */
@@ -67,6 +70,13 @@ export function readRunOptions(parsed: ParsedOptions, around: RunEnvironment): R
       'choose one; the last line of rawjson holds the document',
     );
   }
+  const shellOnFailure = parsed.has('shell-on-failure');
+  if (shellOnFailure && !around.isInteractive) {
+    throw usage(
+      '--shell-on-failure needs a terminal, and stdin or stdout is none',
+      'leave it out in scripts; from a terminal, `ct shell RUN` opens a shell while the job runs',
+    );
+  }
   const artifacts = parsed.value('artifacts');
   const image = parsed.value('image');
   const cpus = readCpus(parsed.value('cpu'));
@@ -87,6 +97,7 @@ export function readRunOptions(parsed: ParsedOptions, around: RunEnvironment): R
     action: list ? 'list' : dryrun ? 'dryrun' : 'run',
     progress: mode === 'auto' ? autoMode(around) : (mode as ProgressMode),
     json,
+    shellOnFailure,
   };
 }
 

@@ -124,6 +124,16 @@ export const ERROR_CODES = {
   RUN_NOT_FOUND: { kind: 'user', http: 404, when: 'no run of that id or job name is kept' },
   RUN_AMBIGUOUS: { kind: 'user', http: 409, when: 'several runs have an id that begins or ends like that' },
   RUN_NOT_ENDED: { kind: 'user', http: 409, when: 'a run that has not ended cannot be removed' },
+  SHELL_UNAVAILABLE: {
+    kind: 'user',
+    http: 409,
+    when: 'a run has no VM in which a shell could be opened, or too many are open there',
+  },
+  SHELL_ENDED: {
+    kind: 'system',
+    http: 410,
+    when: 'the run ended while a shell was open in its VM, and the shell with it',
+  },
   RUN_LOG_UNREADABLE: { kind: 'system', http: 500, when: 'the log of a run is missing or damaged' },
   RUN_QUEUED_OVERDUE: { kind: 'system', http: 504, when: 'a run waited for capacity longer than it may' },
   RUN_CLAIMING_OVERDUE: { kind: 'system', http: 504, when: 'no VM could be handed over in time' },

@@ -10,13 +10,15 @@ export const API_JOBS = '/v1/jobs';
 export const API_SHUTDOWN = '/v1/shutdown';
 /**
  * `GET` lists ({@link RunInfo}, newest first; `?all=1`: those that ended, too). Below it lies every run by any of its
- * names: `GET /v1/runs/REF` ({@link RunDetail}), `DELETE` (its record and log), `POST /v1/runs/REF/cancel`.
+ * names: `GET /v1/runs/REF` ({@link RunDetail}), `DELETE` (its record and log), `POST /v1/runs/REF/cancel`, and
+ * `POST /v1/runs/REF/shell` with `Upgrade: ct-shell/1` (src/protocol/shell.ts).
  * Failures are `{"error": ErrorReport}`.
  */
 export const API_RUNS = '/v1/runs';
 /** `POST ?keep=N&maxAgeDays=N`: {@link RetentionResult}. */
 export const API_GC = '/v1/gc';
 export const JOB_PROTOCOL = 'ct-job/1';
+export const SHELL_PROTOCOL = 'ct-shell/1';
 
 export interface HostInfo {
   readonly pid: number;
@@ -63,6 +65,13 @@ export interface RunStep {
   readonly durationMs?: number;
 }
 
+/** A shell that was opened in the VM of a run. */
+export interface RunShell {
+  readonly openedAtMs: number;
+  /** Who opened it: only this user and root can reach the daemon. */
+  readonly uid: number;
+}
+
 /** Something of a VM that was there and is gone. */
 export interface Removed {
   readonly what: 'vmm' | 'volume' | 'link';
@@ -86,6 +95,8 @@ export interface RunDetail extends RunInfo {
     readonly claimMs: number;
   };
   readonly steps: readonly RunStep[];
+  /** In the order in which they were opened; absent if there were none. */
+  readonly shells?: readonly RunShell[];
   /** How long it was in each state that it has left. */
   readonly statesMs: Readonly<Partial<Record<RunState, number>>>;
   /** Absent if it never had a VM, and if the daemon was killed: then the VM died with it, unobserved. */

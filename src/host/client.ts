@@ -32,9 +32,12 @@ import {
   type RetentionResult,
   type RunDetail,
   type RunInfo,
+  SHELL_PROTOCOL,
 } from './api.ts';
+import type { ShellIo } from './shell-client.ts';
 
 export type { HostInfo, RetentionResult, RunDetail, RunInfo, RunStep } from './api.ts';
+export type { ShellInput, ShellIo } from './shell-client.ts';
 
 /** As an ES module import it would also load fetch and WebSocket, which cost every `ct run` 20 ms. */
 const { request: httpRequest } = process.getBuiltinModule('node:http');
@@ -62,6 +65,8 @@ export interface JobIo {
   readonly onOutput: (stream: 'stdout' | 'stderr', step: number, bytes: Buffer) => void | Promise<void>;
   /** Takes the artifacts' tree stream, which is hostile. */
   readonly onArtifacts?: (stream: AsyncIterable<Buffer>) => Promise<void>;
+  /** A step has failed, and the job goes on when this has settled; absent: at once. */
+  readonly onShellOffer?: (run: string) => Promise<void>;
   /** Cancels the job: the VM is destroyed, the result says `cancelled`. */
   readonly signal: AbortSignal;
 }
@@ -81,6 +86,11 @@ export interface HostClient {
   run(reference: string): Promise<RunDetail>;
   /** Asks for the end of a run; does not wait for it. What has ended stays as it is. */
   cancelRun(reference: string): Promise<RunDetail>;
+  /**
+   * Runs a shell or another command in the VM of a run and returns its exit status. Throws SHELL_UNAVAILABLE, and
+   * SHELL_ENDED when the run ends first.
+   */
+  shell(reference: string, io: ShellIo): Promise<number>;
   /** Removes record and log. Throws RUN_NOT_ENDED. */
   removeRun(reference: string): Promise<RunInfo>;
   /** Removes ended runs beyond `keep` or older; what is left out has the daemon's value. */
@@ -220,7 +230,7 @@ class Client implements HostClient {
   }
 
   async runJob(request: JobRequest, io: JobIo): Promise<JobResult> {
-    const socket = await this.#upgrade();
+    const socket = await this.#upgrade(API_JOBS, JOB_PROTOCOL);
     const stream = new JobStream(socket, io);
     try {
       return await stream.run(request);
@@ -262,6 +272,17 @@ class Client implements HostClient {
     return this.#ask('POST', `${API_RUNS}/${encodeURIComponent(reference)}/cancel`);
   }
 
+  async shell(reference: string, io: ShellIo): Promise<number> {
+    const { encodeShellRequest, serveShell } = await import('./shell-client.ts');
+    const opening = encodeShellRequest(io.request);
+    const socket = await this.#upgrade(`${API_RUNS}/${encodeURIComponent(reference)}/shell`, SHELL_PROTOCOL);
+    try {
+      return await serveShell(socket, opening, io);
+    } finally {
+      socket.destroy();
+    }
+  }
+
   removeRun(reference: string): Promise<RunInfo> {
     return this.#ask('DELETE', `${API_RUNS}/${encodeURIComponent(reference)}`);
   }
@@ -275,19 +296,7 @@ class Client implements HostClient {
 
   /** Throws the error that the daemon reports, or HOST_PROTOCOL. */
   async #ask<T>(method: string, path: string): Promise<T> {
-    const { status, body } = await this.#call(method, path);
-    let answer: unknown;
-    try {
-      answer = JSON.parse(body);
-    } catch (error) {
-      throw new CtError('HOST_PROTOCOL', `the host daemon answered ${status}`, {
-        hint: 'it may be of another version; it is replaced when it runs no jobs',
-        cause: error,
-      });
-    }
-    if (status === 200) return answer as T;
-    const { code, message, hint } = (answer as { readonly error: ErrorReport }).error;
-    throw new CtError(code, message, { hint });
+    return answerOf<T>(await this.#call(method, path));
   }
 
   async #call(method: string, path: string): Promise<{ status: number; body: string }> {
@@ -314,18 +323,26 @@ class Client implements HostClient {
     return promise;
   }
 
-  #upgrade(): Promise<Socket> {
+  /** Throws the error that the daemon reports, or HOST_PROTOCOL. */
+  #upgrade(path: string, protocol: string): Promise<Socket> {
     const { promise, resolve, reject } = Promise.withResolvers<Socket>();
     const request = httpRequest({
       socketPath: this.#socketPath,
       method: 'POST',
-      path: API_JOBS,
+      path,
       agent: false,
-      headers: { connection: 'Upgrade', upgrade: JOB_PROTOCOL },
+      headers: { connection: 'Upgrade', upgrade: protocol },
     });
     request.on('error', (error) => reject(unreachable(error)));
-    request.on('response', (response) => {
-      reject(new CtError('HOST_PROTOCOL', `the host daemon refused the job (${response.statusCode})`));
+    request.on('response', async (response) => {
+      try {
+        const chunks: Buffer[] = [];
+        for await (const chunk of response) chunks.push(chunk as Buffer);
+        answerOf({ status: response.statusCode ?? 0, body: Buffer.concat(chunks).toString('utf8') });
+        throw new CtError('HOST_PROTOCOL', `the host daemon does not speak ${protocol}`);
+      } catch (error) {
+        reject(error instanceof CtError ? error : unreachable(error));
+      }
     });
     request.on('upgrade', (_, socket: Socket, head) => {
       if (head.length > 0) socket.unshift(head);
@@ -334,6 +351,21 @@ class Client implements HostClient {
     request.end();
     return promise;
   }
+}
+
+function answerOf<T>({ status, body }: { readonly status: number; readonly body: string }): T {
+  let answer: unknown;
+  try {
+    answer = JSON.parse(body);
+  } catch (error) {
+    throw new CtError('HOST_PROTOCOL', `the host daemon answered ${status}`, {
+      hint: 'it may be of another version; it is replaced when it runs no jobs',
+      cause: error,
+    });
+  }
+  if (status === 200) return answer as T;
+  const { code, message, hint } = (answer as { readonly error: ErrorReport }).error;
+  throw new CtError(code, message, { hint });
 }
 
 function unreachable(error: unknown): CtError {
@@ -422,6 +454,16 @@ class JobStream {
       this.#feed(ClientRecord.stdin, this.#io.stdin);
     }
     this.#io.onEvent(event);
+    if (event.type === 'shell-offer') void this.#offerShell();
+  }
+
+  async #offerShell(): Promise<void> {
+    try {
+      await this.#io.onShellOffer?.(this.#runId ?? '');
+      await this.#write(encodeRecord(ClientRecord.shellDone));
+    } catch (error) {
+      this.#failed.reject(error);
+    }
   }
 
   /** Before anything that the job's flow control may hold back. */

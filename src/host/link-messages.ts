@@ -36,6 +36,8 @@ export type LinkCommand =
   | LinkCall
   /** Answer: `alive`, at once, whatever else is going on. */
   | { readonly type: 'heartbeat' }
+  /** With the connection of a client that wants a shell; legal while a `job` is under way. `pending` as there. */
+  | { readonly type: 'shell'; readonly uid: number; readonly pending: string }
   /** Ends the job that runs; its result carries `error`. */
   | { readonly type: 'cancel'; readonly error: ErrorReport }
   /** The VM is gone: tell the client, close its connection, exit. `error` replaces an infrastructure error. */

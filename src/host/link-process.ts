@@ -9,6 +9,7 @@ import { awaitReady } from '../guest/handshake.ts';
 import { GuestSession } from '../guest/session.ts';
 import { ClientChannel } from '../job/client-channel.ts';
 import { runJob } from '../job/runner.ts';
+import { Shells } from '../job/shells.ts';
 import { emptyTree } from '../job/tree-format.ts';
 import { PROBE_PATH } from '../protocol/guest-link.ts';
 import type { JobResult } from '../protocol/run.ts';
@@ -18,6 +19,7 @@ import type { LinkCommand, LinkReply } from './link-messages.ts';
 let session: GuestSession | undefined;
 /** The client of the job that is under way. */
 let running: ClientChannel | undefined;
+let shells: Shells | undefined;
 let finished: { client: ClientChannel; result: JobResult } | undefined;
 
 function reply(message: LinkReply): void {
@@ -49,9 +51,20 @@ async function handle(command: LinkCommand, socket: Socket | undefined): Promise
       running = client;
       const current = required(session);
       current.watch();
+      // Nobody waits until the client of the job has read that a shell was opened.
+      shells = new Shells((event) => void client.event(event));
       await client.event(command.claimed);
       const { run, request, image } = command;
-      const result = await runJob({ run, request, image, session: current, client });
+      const result = await runJob({ run, request, image, session: current, client, shells });
+      shells.end(
+        new CtError(
+          'SHELL_ENDED',
+          `the job has ended (${result.outcome}), and its VM and this shell with it`,
+          {
+            hint: `what it wrote: ct logs ${run}`,
+          },
+        ),
+      );
       current.close();
       if (journal.failure !== undefined) {
         const message = `the log of this run is not complete: ${journal.failure}`;
@@ -61,6 +74,9 @@ async function handle(command: LinkCommand, socket: Socket | undefined): Promise
       reply({ type: 'job-done', result });
       return;
     }
+    case 'shell':
+      await required(shells).serve(required(socket), Buffer.from(command.pending, 'base64'), command.uid);
+      return;
     case 'cancel':
       running?.cancel(new CtError(command.error.code, command.error.message, { hint: command.error.hint }));
       return;

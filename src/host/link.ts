@@ -160,8 +160,9 @@ export class Link {
   }
 
   /** Sends a command that has no answer. */
-  tell(command: LinkCommand): void {
-    if (!this.#hasExited) this.#send(command);
+  tell(command: LinkCommand, socket?: Socket): void {
+    if (!this.#hasExited) this.#send(command, socket);
+    else socket?.destroy();
   }
 
   async kill(): Promise<void> {

@@ -130,6 +130,8 @@ export class Machine {
       else run.step(progress.step, progress);
     };
     using _ending = this.#endWith(run.signal);
+    run.shells = (socket, pending, uid) =>
+      this.#link.tell({ type: 'shell', uid, pending: pending.toString('base64') }, socket);
     try {
       const reply = await this.#call(
         {
@@ -166,6 +168,7 @@ export class Machine {
             error: { code: failure.code, message: failure.message },
           };
     }
+    run.shells = undefined;
     run.enter('destroying');
     const durationMs = await this.#destroyVm();
     // On record before anybody hears of it: whoever waits for the run may ask at once what became of it.

@@ -8,7 +8,7 @@ import { closeSync, openSync, renameSync, rmSync } from 'node:fs';
 import { DatabaseSync, type StatementSync } from 'node:sqlite';
 import { messageOf } from '../core/errors.ts';
 import type { JobResult } from '../protocol/run.ts';
-import type { Destruction, RunDetail, RunInfo, RunStep } from './api.ts';
+import type { Destruction, RunDetail, RunInfo, RunShell, RunStep } from './api.ts';
 import type { RunState } from './run-state.ts';
 
 /** One entry per version; `user_version` counts those that were applied. Never edit an entry, add one. */
@@ -43,6 +43,12 @@ const MIGRATIONS: readonly string[] = [
      duration_ms REAL,
      PRIMARY KEY (run, position)
    ) STRICT, WITHOUT ROWID;`,
+  `CREATE TABLE shells (
+     run TEXT NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
+     opened_at_ms INTEGER NOT NULL,
+     uid INTEGER NOT NULL
+   ) STRICT;
+   CREATE INDEX shells_by_run ON shells (run);`,
 ];
 
 type Row = Record<string, unknown>;
@@ -57,6 +63,8 @@ const SQL = {
   step: 'UPDATE steps SET state = ?, exit_code = ?, duration_ms = ? WHERE run = ? AND position = ?',
   end: `UPDATE runs SET state = 'ended', state_since_ms = ?, states_ms = ?, duration_ms = ?, outcome = ?, exit_code = ?,
           error = ?, destruction = ? WHERE id = ?`,
+  insertShell: 'INSERT INTO shells (run, opened_at_ms, uid) VALUES (?, ?, ?)',
+  shells: 'SELECT opened_at_ms, uid FROM shells WHERE run = ? ORDER BY rowid',
   destruction: 'UPDATE runs SET destruction = ? WHERE id = ?',
   // How a step would have ended whose end nobody reported is not known.
   endSteps: `UPDATE steps SET state = CASE state WHEN 'running' THEN 'interrupted' ELSE 'skipped' END
@@ -148,6 +156,10 @@ export class RunStore {
     this.#run('step', step.state, step.exitCode ?? null, step.durationMs ?? null, run, position);
   }
 
+  addShell(run: string, { openedAtMs, uid }: RunShell): void {
+    this.#run('insertShell', run, openedAtMs, uid);
+  }
+
   /** `durationMs` is left out where nobody saw the end. */
   end(
     run: string,
@@ -195,10 +207,15 @@ export class RunStore {
   detail(run: string): Omit<RunDetail, 'logDirectory'> | undefined {
     const row = this.#statement('get').get(run) as Row | undefined;
     if (!row) return undefined;
+    const shells = this.#all('shells', run).map((shell) => ({
+      openedAtMs: Number(shell['opened_at_ms']),
+      uid: Number(shell['uid']),
+    }));
     return {
       ...toInfo(row),
       ...optional('vm', parsed<RunDetail['vm']>(row['vm'])),
       steps: this.#all('steps', run).map(toStep),
+      ...(shells.length > 0 ? { shells } : {}),
       statesMs: JSON.parse(String(row['states_ms'])) as RunDetail['statesMs'],
       ...optional('destruction', parsed<Destruction>(row['destruction'])),
     };

@@ -14,9 +14,24 @@ export async function answerRuns(method: string, target: string, runs: Runs): Pr
     const url = new URL(target, 'http://host');
     const body = await route(method, url, runs);
     return body === undefined ? undefined : { status: 200, body };
-  } catch (failure) {
-    const error = toCtError(failure);
-    return { status: ERROR_CODES[error.code].http, body: { error: errorReport(error) } };
+  } catch (error) {
+    return errorAnswer(error);
+  }
+}
+
+export function errorAnswer(failure: unknown): Answer {
+  const error = toCtError(failure);
+  return { status: ERROR_CODES[error.code].http, body: { error: errorReport(error) } };
+}
+
+/** What a request for a shell calls its run; undefined if it is no such request. */
+export function shellReference(method: string, target: string): string | undefined {
+  const encoded = /^\/v1\/runs\/([^/?]{1,3000})\/shell$/.exec(target)?.[1];
+  if (method !== 'POST' || encoded === undefined) return undefined;
+  try {
+    return decodeURIComponent(encoded);
+  } catch {
+    return undefined; // a stray %
   }
 }
 

@@ -2,6 +2,7 @@
 import { randomBytes } from 'node:crypto';
 import { mkdirSync } from 'node:fs';
 import { lstat, opendir, readdir, rm } from 'node:fs/promises';
+import type { Socket } from 'node:net';
 import { join } from 'node:path';
 import { CtError } from '../core/errors.ts';
 import { resultOf } from '../job/outcome.ts';
@@ -107,6 +108,19 @@ export class Runs {
     return this.detail(run);
   }
 
+  /**
+   * What takes the connection of a client that wants a shell in the VM of a run. Throws RUN_NOT_FOUND, RUN_AMBIGUOUS or
+   * SHELL_UNAVAILABLE.
+   */
+  shellOf(reference: string): ShellAcceptor {
+    const run = this.resolve(reference);
+    const live = this.#live.get(run);
+    if (live) return live.shellAcceptor;
+    throw new CtError('SHELL_UNAVAILABLE', `run ${run} has ended, and its VM with it`, {
+      hint: `what it wrote: ct logs ${run}; \`ct run --shell-on-failure\` opens a shell before the VM is destroyed`,
+    });
+  }
+
   /** Removes the record and the log of a run. Throws RUN_NOT_ENDED. */
   async remove(reference: string): Promise<RunInfo> {
     const run = this.resolve(reference);
@@ -197,6 +211,10 @@ export class Runs {
   }
 }
 
+/** Takes over a connection; `pending` is what was read of it. */
+export type ShellAcceptor = (socket: Socket, pending: Buffer) => void;
+type ShellTaker = (socket: Socket, pending: Buffer, uid: number) => void;
+
 interface LiveRunOptions {
   readonly run: string;
   readonly logDirectory: string;
@@ -219,6 +237,7 @@ export class LiveRun {
   readonly #unrecorded: (() => void)[] = [];
   #state: RunState = 'queued';
   #timer: NodeJS.Timeout | undefined;
+  #shells: ShellTaker | undefined;
 
   constructor(store: RunStore, options: LiveRunOptions) {
     this.id = options.run;
@@ -239,6 +258,32 @@ export class LiveRun {
 
   abort(reason: CtError): void {
     this.#controller.abort(reason);
+  }
+
+  /** Who takes shells, as long as the job runs in its VM. */
+  set shells(taker: ShellTaker | undefined) {
+    this.#shells = taker;
+  }
+
+  /** Puts every shell on record before it is there. Throws SHELL_UNAVAILABLE; the acceptor does so, too. */
+  get shellAcceptor(): ShellAcceptor {
+    const current = (): ShellTaker => {
+      if (this.#shells) return this.#shells;
+      const isOver = this.#state === 'destroying' || this.#state === 'ended';
+      throw new CtError(
+        'SHELL_UNAVAILABLE',
+        isOver ? `the VM of run ${this.id} is being destroyed` : `run ${this.id} has no VM yet`,
+        { hint: isOver ? `what it wrote: ct logs ${this.id}` : 'wait until `ct ps` shows it as running' },
+      );
+    };
+    current();
+    return (socket, pending) => {
+      const accept = current();
+      // The daemon's socket lets only its own user in, and root, which can be anybody.
+      const uid = process.getuid?.() ?? 0;
+      this.#store.addShell(this.id, { openedAtMs: Date.now(), uid });
+      accept(socket, pending, uid);
+    };
   }
 
   /** States only go forwards; another one is ignored, as a link process may say what it likes. */

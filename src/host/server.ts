@@ -1,14 +1,23 @@
 /** HTTP on the daemon's socket: information, shutdown, and jobs as upgraded connections. */
-import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
+import {
+  createServer,
+  type IncomingMessage,
+  type Server,
+  type ServerResponse,
+  STATUS_CODES,
+} from 'node:http';
 import type { Socket } from 'node:net';
+import { errorReport } from '../core/errors.ts';
 import { buildId } from '../core/install.ts';
-import { API_INFO, API_JOBS, API_SHUTDOWN, type HostInfo, JOB_PROTOCOL } from './api.ts';
+import { encodeRecord } from '../protocol/records.ts';
+import { ShellServerRecord } from '../protocol/shell.ts';
+import { API_INFO, API_JOBS, API_SHUTDOWN, type HostInfo, JOB_PROTOCOL, SHELL_PROTOCOL } from './api.ts';
 import type { Capacity } from './capacity.ts';
 import { serveJob } from './jobs.ts';
 import { linkIdentity } from './link-jail.ts';
 import type { Machines } from './machines.ts';
-import type { Runs } from './runs.ts';
-import { answerRuns } from './runs-api.ts';
+import type { Runs, ShellAcceptor } from './runs.ts';
+import { type Answer, answerRuns, errorAnswer, shellReference } from './runs-api.ts';
 
 export interface HostServerOptions {
   readonly ctHome: string;
@@ -74,14 +83,19 @@ export class HostServer {
   }
 
   #upgrade(request: IncomingMessage, socket: Socket, head: Buffer): void {
-    if (request.method !== 'POST' || request.url !== API_JOBS || request.headers.upgrade !== JOB_PROTOCOL) {
+    const { method, url } = request;
+    const { upgrade } = request.headers;
+    const reference = upgrade === SHELL_PROTOCOL ? shellReference(method ?? '', url ?? '') : undefined;
+    if (reference !== undefined) {
+      this.#shell(reference, socket, head);
+      return;
+    }
+    if (method !== 'POST' || url !== API_JOBS || upgrade !== JOB_PROTOCOL) {
       socket.end('HTTP/1.1 404 Not Found\r\nConnection: close\r\n\r\n');
       return;
     }
     socket.setTimeout(0);
-    socket.write(
-      `HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: ${JOB_PROTOCOL}\r\n\r\n`,
-    );
+    socket.write(switching(JOB_PROTOCOL));
     if (head.length > 0) socket.unshift(head);
     const job = serveJob(socket, this.#options).finally(() => {
       this.#jobs.delete(job);
@@ -90,4 +104,43 @@ export class HostServer {
     this.#jobs.add(job);
     this.#options.onActivity(true);
   }
+
+  /** The link process of the run gets the connection; what happens on it afterwards keeps nothing here busy. */
+  #shell(reference: string, socket: Socket, head: Buffer): void {
+    socket.on('error', () => {});
+    let accept: ShellAcceptor;
+    try {
+      accept = this.#options.runs.shellOf(reference);
+    } catch (error) {
+      refuse(socket, errorAnswer(error));
+      return;
+    }
+    socket.setTimeout(0);
+    // What is not written by then would be lost: the connection leaves this process.
+    socket.write(switching(SHELL_PROTOCOL), () => {
+      socket.pause();
+      const unread = (socket.read() as Buffer | null) ?? Buffer.alloc(0);
+      try {
+        accept(socket, Buffer.concat([head, unread]));
+      } catch (error) {
+        socket.end(encodeRecord(ShellServerRecord.end, JSON.stringify({ error: errorReport(error) })));
+      }
+    });
+  }
+}
+
+function switching(protocol: string): string {
+  return `HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: ${protocol}\r\n\r\n`;
+}
+
+/** As an ordinary answer, on a connection that asked to become something else. */
+function refuse(socket: Socket, { status, body }: Answer): void {
+  const json = JSON.stringify(body);
+  const head = [
+    `HTTP/1.1 ${status} ${STATUS_CODES[status] ?? ''}`,
+    'Content-Type: application/json',
+    `Content-Length: ${Buffer.byteLength(json)}`,
+    'Connection: close',
+  ];
+  socket.end(`${head.join('\r\n')}\r\n\r\n${json}`);
 }

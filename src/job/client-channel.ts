@@ -6,6 +6,7 @@ import type { Socket } from 'node:net';
 import { CtError } from '../core/errors.ts';
 import { encodeChunked, encodeRecord, RecordDecoder } from '../protocol/records.ts';
 import { ClientRecord, type JobResult, type RunEvent, ServerRecord } from '../protocol/run.ts';
+import { ByteQueue } from './byte-queue.ts';
 import type { OutputMask } from './output-mask.ts';
 import { SecretIntake } from './secret-intake.ts';
 
@@ -30,6 +31,7 @@ export class ClientChannel {
   /** Every output and event passes through it before anybody else sees it. */
   #mask: OutputMask | undefined;
   readonly #cancelled = Promise.withResolvers<CtError>();
+  readonly #shellDone = Promise.withResolvers<void>();
   #onSignal: (signal: number) => void = () => {};
   #onOutput: (bytes: Buffer) => void = () => {};
   #gone = false;
@@ -66,6 +68,11 @@ export class ClientChannel {
   /** Resolves with the reason when the client cancels or goes away. */
   get cancelled(): Promise<CtError> {
     return this.#cancelled.promise;
+  }
+
+  /** Resolves when the client has had enough of the shell that it was offered. */
+  get shellDone(): Promise<void> {
+    return this.#shellDone.promise;
   }
 
   get tree(): AsyncIterable<Buffer> {
@@ -157,6 +164,7 @@ export class ClientChannel {
       this.#cancelled.resolve(new CtError('CANCELLED', 'the run was cancelled'));
     } else if (type === ClientRecord.secret) this.#secrets.take(payload);
     else if (type === ClientRecord.secretsEnd) this.#secrets.end();
+    else if (type === ClientRecord.shellDone) this.#shellDone.resolve();
     else throw new CtError('HOST_PROTOCOL', `unexpected record type ${type} from the client`);
   }
 
@@ -178,56 +186,5 @@ export class ClientChannel {
     };
     this.#socket.once('drain', done).once('close', done);
     await promise;
-  }
-}
-
-/** Chunks between a socket and one reader; an empty chunk ends it. */
-class ByteQueue implements AsyncIterable<Buffer> {
-  bytes = 0;
-  readonly #chunks: Buffer[] = [];
-  readonly #onTaken: () => void;
-  #ended = false;
-  #error: CtError | undefined;
-  #wake: (() => void) | undefined;
-
-  constructor(onTaken: () => void) {
-    this.#onTaken = onTaken;
-  }
-
-  push(payload: Buffer): void {
-    if (this.#ended) return;
-    if (payload.length === 0) {
-      this.#ended = true;
-    } else {
-      this.#chunks.push(Buffer.from(payload));
-      this.bytes += payload.length;
-    }
-    this.#wake?.();
-  }
-
-  fail(error: CtError): void {
-    if (this.#ended) return;
-    this.#error = error;
-    this.#wake?.();
-  }
-
-  async *[Symbol.asyncIterator](): AsyncGenerator<Buffer> {
-    for (;;) {
-      const chunk = this.#chunks.shift();
-      if (chunk) {
-        this.bytes -= chunk.length;
-        this.#onTaken();
-        yield chunk;
-      } else if (this.#ended) {
-        return;
-      } else if (this.#error) {
-        throw this.#error;
-      } else {
-        const { promise, resolve } = Promise.withResolvers<void>();
-        this.#wake = resolve;
-        await promise;
-        this.#wake = undefined;
-      }
-    }
   }
 }

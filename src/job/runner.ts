@@ -11,10 +11,11 @@ import type { JobRequest, JobResult, StepOutcome, StepRequest } from '../protoco
 import type { ClientChannel } from './client-channel.ts';
 import { hintFor } from './hints.ts';
 import { Masker, type SecretScan } from './mask.ts';
-import { resultOf } from './outcome.ts';
+import { exitCodeOf, resultOf } from './outcome.ts';
 import { OutputMask } from './output-mask.ts';
 import { secretNames } from './planned-job.ts';
 import { type SecretValues, withoutFinalNewline } from './secret-values.ts';
+import type { Shells } from './shells.ts';
 
 /** What of a failed step's output is searched for a hint. Guest-controlled. */
 const HINT_TAIL_BYTES = 16_384;
@@ -27,6 +28,8 @@ export interface RunnerOptions {
   readonly session: GuestSession;
   readonly client: ClientChannel;
   readonly image: Pick<ImageManifest, 'name' | 'user' | 'env'>;
+  /** Admitted once the job's secrets, if it has any, are masked; their end is the caller's. */
+  readonly shells?: Shells;
 }
 
 /** Runs the job to its end, whatever that is; never rejects. */
@@ -63,6 +66,9 @@ class JobRun {
   readonly #signal: AbortSignal;
   readonly #env: Readonly<Record<string, string>>;
   #secrets: SecretValues | undefined;
+  #masker: Masker | undefined;
+  /** The step whose place shells are in: it runs, or it failed. */
+  #current: StepRequest | undefined;
   /** Looks for secrets in the artifacts. */
   #scan: SecretScan | undefined;
 
@@ -88,6 +94,7 @@ class JobRun {
     const { request } = this.#options;
     using cleanup = new DisposableStack();
     await this.#receiveSecrets(cleanup);
+    this.#admitShells();
     if (request.sendsTree) await this.#stage();
     let failed: { result: JobResult } | undefined;
     for (const [index, step] of request.steps.entries()) {
@@ -96,8 +103,13 @@ class JobRun {
         await this.#stepEnd(index, step, 'skipped', 0);
         continue;
       }
+      this.#current = step;
       const result = await this.#step(index, step);
-      if (result && !failed) failed = { result };
+      if (result && !failed) {
+        failed = { result };
+        if (request.shellOnFailure) await this.#offerShell(index, step);
+      }
+      this.#current = undefined;
     }
     if (request.artifacts.length > 0) await this.#collect();
     return failed?.result ?? { outcome: 'success', exitCode: 0 };
@@ -108,17 +120,43 @@ class JobRun {
     const { client, request } = this.#options;
     const names = secretNames(request);
     if (names.length === 0) return;
+    const secrets = cleanup.use(await this.#unlessAborted(client.secrets.expect(names)));
+    const masker = new Masker(secrets);
+    client.maskWith((emit) => new OutputMask(masker, emit));
+    this.#secrets = secrets;
+    this.#masker = masker;
+    this.#scan = masker.scan();
+  }
+
+  #admitShells(): void {
+    this.#options.shells?.admit({
+      exec: (request) =>
+        this.#exec({
+          ...request,
+          env: { ...this.#current?.env, ...request.env },
+          cwd: this.#current?.workingDirectory ?? '',
+        }),
+      mask: (emit) => this.#masker && new OutputMask(this.#masker, emit),
+    });
+  }
+
+  /** The client opens it as any other, from outside; this waits until it has. */
+  async #offerShell(index: number, step: StepRequest): Promise<void> {
+    const { client } = this.#options;
+    await client.event({ type: 'shell-offer', step: index, name: step.name });
+    await this.#unlessAborted(client.shellDone);
+  }
+
+  async #unlessAborted<T>(wait: Promise<T>): Promise<T> {
     const aborted = Promise.withResolvers<never>();
     const onAbort = (): void => aborted.reject(this.#signal.reason);
     if (this.#signal.aborted) onAbort();
     this.#signal.addEventListener('abort', onAbort, { once: true });
-    cleanup.defer(() => this.#signal.removeEventListener('abort', onAbort));
-    aborted.promise.catch(() => {});
-    const secrets = cleanup.use(await Promise.race([client.secrets.expect(names), aborted.promise]));
-    const masker = new Masker(secrets);
-    client.maskWith((emit) => new OutputMask(masker, emit));
-    this.#secrets = secrets;
-    this.#scan = masker.scan();
+    try {
+      return await Promise.race([wait, aborted.promise]);
+    } finally {
+      this.#signal.removeEventListener('abort', onAbort);
+    }
   }
 
   async #stage(): Promise<void> {
@@ -309,13 +347,6 @@ class JobRun {
           : `${WORKSPACE_DIRECTORY}/${cwd}`,
     });
   }
-}
-
-/** Exit codes as a shell reports them: 128 + signal, 126 not executable, 127 not found. */
-function exitCodeOf(result: ExecResult): number {
-  if (result.kind === 'exited') return result.code;
-  if (result.kind === 'signalled') return 128 + result.signal;
-  return result.errno === 2 ? 127 : 126;
 }
 
 function seconds(ms: number): string {

@@ -28,6 +28,9 @@ export function parseJobRequest(value: unknown): JobRequest {
       text(glob, `artifacts[${i}]`, 4095),
     ),
     sendsTree: boolean(request['sendsTree'], 'sendsTree'),
+    ...(request['shellOnFailure'] === undefined
+      ? {}
+      : { shellOnFailure: boolean(request['shellOnFailure'], 'shellOnFailure') }),
   };
 }
 

@@ -24,6 +24,8 @@ export const ClientRecord = {
   secret: 0x46,
   /** No more secrets; sent if the request names any. */
   secretsEnd: 0x47,
+  /** After `shell-offer`: the client needs no shell, or has left it. */
+  shellDone: 0x48,
 } as const;
 
 /** Records to the client. */
@@ -74,6 +76,8 @@ export interface JobRequest {
   readonly artifacts: readonly string[];
   /** Whether `tree` records follow. */
   readonly sendsTree: boolean;
+  /** At the first step that fails: `shell-offer`, and nothing goes on before `shellDone`. */
+  readonly shellOnFailure?: boolean;
 }
 
 export type Accelerator = 'kvm' | 'tcg';
@@ -114,6 +118,16 @@ export type RunEvent =
       readonly durationMs: number;
       /** Why it probably failed and what to do, e.g. that there is no network. */
       readonly hint?: string;
+    }
+  /** A step failed and the job waits for the client, which may open a shell in the VM. */
+  | { readonly type: 'shell-offer'; readonly step: number; readonly name: string }
+  /** Somebody opened a shell in the VM, or it ended. `uid`: on the host; of a user who may use the daemon. */
+  | {
+      readonly type: 'shell';
+      readonly state: 'opened' | 'closed';
+      readonly uid: number;
+      /** Absent if it was cut off. */
+      readonly exitCode?: number;
     }
   | { readonly type: 'notice'; readonly level: 'info' | 'warning'; readonly message: string }
   | { readonly type: 'collected'; readonly durationMs: number; readonly bytes: number }

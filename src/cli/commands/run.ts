@@ -1,5 +1,7 @@
 /** `ct run`: plans, makes sure the images are there, runs the jobs through the host daemon, and renders what happens. */
 import { fstatSync, statSync } from 'node:fs';
+import { isatty } from 'node:tty';
+import { printable } from '../../core/bounded-tail.ts';
 import { CtError, messageOf } from '../../core/errors.ts';
 import { ctHomePath } from '../../core/paths.ts';
 import type { HostClient } from '../../host/client.ts';
@@ -23,6 +25,7 @@ export async function run(parsed: ParsedOptions, output: Output): Promise<number
     cwd: process.cwd(),
     env: process.env,
     stderrIsTty: output.isTty.stderr,
+    isInteractive: isatty(0) && output.isTty.stdout,
   });
   requireDirectory(options.directory);
   const { plan, root } = await makePlan(options);
@@ -157,7 +160,12 @@ class Run {
     renderer.jobStart(record);
     const tree = packTree({ root: this.#root, respectIgnore: this.#options.respectIgnore, signal });
     using secrets = this.#secrets?.for(job);
-    const result = await host.runJob(toJobRequest(job, { image, sendsTree: true }), {
+    const { shellOnFailure } = this.#options;
+    const request = {
+      ...toJobRequest(job, { image, sendsTree: true }),
+      ...(shellOnFailure ? { shellOnFailure } : {}),
+    };
+    const result = await host.runJob(request, {
       tree,
       ...(job.steps.some(({ stdin }) => stdin) ? { stdin: process.stdin } : {}),
       ...(secrets ? { secrets } : {}),
@@ -167,6 +175,7 @@ class Run {
         renderer.event(record, event);
       },
       onOutput: (stream, step, bytes) => renderer.output(record, stream, step, bytes),
+      ...(shellOnFailure ? { onShellOffer: (run) => this.#shell(host, run, record, renderer) } : {}),
       onArtifacts: async (stream) => {
         const { warnings, ...received } = await artifacts.receiveArtifacts(target, stream, signal);
         record.artifacts = received;
@@ -179,6 +188,21 @@ class Run {
       renderer.notice(record, 'info', leftOut(ignored, ignoredCount));
     }
     return result;
+  }
+
+  /** A shell that cannot be opened is no reason not to go on. Those of several jobs come one after another. */
+  async #shell(host: HostClient, run: string, job: JobRecord, renderer: Renderer): Promise<void> {
+    const { shellSession } = await import('../shell-session.ts');
+    const step = job.steps.find(({ state }) => state === 'failure' || state === 'timeout')?.name ?? '';
+    const greeting = [
+      `ct: step “${printable(step)}” of ${printable(job.name)} failed; this is a shell in its VM.`,
+      'ct: leave it with exit or Ctrl-D: then the job goes on and ends as failed. Its timeout still counts.',
+    ].join('\n');
+    try {
+      await shellSession({ host, run, argv: [], output: this.#output, greeting, onSignal: 'leave' });
+    } catch (error) {
+      renderer.notice(job, 'warning', `the shell ended: ${messageOf(error)}`);
+    }
   }
 
   #finish(job: PlannedJob, end: JobEnd, renderer: Renderer): void {

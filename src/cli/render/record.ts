@@ -98,6 +98,8 @@ export class JobRecord {
         this.destroyMs = event.durationMs;
         return;
       case 'notice':
+      case 'shell':
+      case 'shell-offer':
       case 'done':
         return;
     }

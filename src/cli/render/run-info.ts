@@ -58,7 +58,7 @@ export function runTable(runs: readonly RunInfo[], nowMs: number): string {
 
 /** The document of `ct inspect --json`. */
 export function inspectJson(detail: RunDetail, nowMs: number): Record<string, unknown> {
-  const { image, shape, error, vm, steps, statesMs, destruction, logDirectory } = detail;
+  const { image, shape, error, vm, steps, shells = [], statesMs, destruction, logDirectory } = detail;
   return {
     version: 1,
     ...runJson(detail, nowMs),
@@ -67,6 +67,7 @@ export function inspectJson(detail: RunDetail, nowMs: number): Record<string, un
     error: error ?? null,
     vm: vm ?? null,
     steps,
+    shells: shells.map(({ openedAtMs, uid }) => ({ opened: new Date(openedAtMs).toISOString(), uid })),
     statesMs,
     destruction: destruction ?? null,
     log: logDirectory,
@@ -101,6 +102,10 @@ export function inspectPage(detail: RunDetail, style: Style, nowMs: number): str
       const took = step.durationMs === undefined ? '' : `, ${formatElapsed(step.durationMs)}`;
       return [`step ${index + 1}`, `${step.name}: ${step.state}${exit}${took}`];
     }),
+    ...(detail.shells ?? []).map(({ openedAtMs, uid }): [string, string] => [
+      'shell',
+      `opened ${localTime(openedAtMs)} by user ${uid}`,
+    ]),
     ['destroyed', destruction ? `in ${formatElapsed(destruction.durationMs)}` : ''],
     ...(destruction?.removed ?? []).map(({ what, proof }): [string, string] => [`  ${what}`, proof]),
     ['log', detail.logDirectory],

@@ -56,7 +56,8 @@ export class Terminal implements Disposable {
     if (!this.live) return;
     this.#timer ??= setInterval(() => {
       const text = status();
-      if (!this.#atLineStart || performance.now() - this.#lastWriteAt < QUIET_MS) return;
+      if (this.#output.isTaken || !this.#atLineStart || performance.now() - this.#lastWriteAt < QUIET_MS)
+        return;
       if (text === undefined) this.#eraseStatus();
       else this.#drawStatus(text);
     }, FRAME_MS);

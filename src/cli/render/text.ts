@@ -85,6 +85,10 @@ export class TextRenderer implements Renderer {
       case 'notice':
         this.notice(job, event.level, event.message);
         return;
+      case 'shell':
+        this.#line(job, dim(`• ${shellWords(event)}`));
+        return;
+      case 'shell-offer':
       case 'collected':
       case 'destroyed':
       case 'done':
@@ -229,4 +233,9 @@ export function describeEnd(
   const word = words[step.state as StepOutcome];
   if (word !== undefined) return word;
   return step.state === 'success' ? '' : `exit code ${step.exitCode ?? EXIT_STATUS.job}`;
+}
+
+function shellWords({ state, uid, exitCode }: Extract<RunEvent, { type: 'shell' }>): string {
+  if (state === 'opened') return `user ${uid} opened a shell in the VM`;
+  return exitCode === undefined ? 'a shell in the VM was cut off' : `a shell in the VM ended (${exitCode})`;
 }
