@@ -286,7 +286,7 @@ export const COMMANDS: readonly CommandSpec[] = [
       'Boots, restores and destroys VMs of its own, without the host daemon, and prints percentiles: cold boot, restore until the first byte of a tiny static program arrives, destroy, private memory.',
     ],
     options: [
-      { name: 'runs', value: 'N', help: 'samples of each figure; 20 if absent' },
+      { name: 'runs', short: 'n', value: 'RUNS', help: 'samples of each figure; 20 if absent' },
       { name: 'image', value: 'IMAGE', help: 'image to boot; debian-12 if absent' },
       {
         name: 'vs',

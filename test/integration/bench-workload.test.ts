@@ -11,6 +11,7 @@ import {
   realpathSync,
   rmSync,
   statSync,
+  symlinkSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -141,6 +142,43 @@ test('the smallest workload runs in a VM and in a container, and nothing is left
   assert.ok(insideRatio > 0 && wholeRatio > 0);
   assert.match(readFileSync(plot, 'utf8'), /^<svg [\s\S]*microVM by container[\s\S]*<\/svg>\n$/);
   await assertNothingLeft(ctHome);
+});
+
+test('without runc there is nothing to compare with, and the error says how to get it', async () => {
+  using scratch = scratchDirectory();
+  await borrowImages(scratch.path);
+  const bin = join(scratch.path, 'bin');
+  mkdirSync(bin);
+  // What ./ct itself needs.
+  const directories = (process.env['PATH'] ?? '').split(':').filter((path) => existsSync(path));
+  for (const directory of directories.toReversed()) {
+    for (const name of readdirSync(directory)) {
+      rmSync(join(bin, name), { force: true });
+      if (name !== 'runc') symlinkSync(join(directory, name), join(bin, name));
+    }
+  }
+  const { status, stderr } = await runCt(['bench', 'workload', '--vs', 'runc'], {
+    env: { CT_HOME: scratch.path, PATH: bin },
+  });
+  assert.equal(status, 2);
+  assert.match(stderr, /^error\[REQUIREMENT_MISSING\]: there is no runc to compare with$/m);
+  assert.match(stderr, /^ {2}hint: install it \(Debian: apt-get install runc\), or leave out --vs$/m);
+  await assertNothingLeft(scratch.path);
+});
+
+test('a plot that cannot be written, or a workload that does not exist, is refused before anything runs', async () => {
+  using scratch = scratchDirectory();
+  const refused = async (...args: string[]): Promise<string> => {
+    const { status, stderr } = await runCt(['bench', 'workload', ...args], {
+      env: { CT_HOME: scratch.path },
+    });
+    assert.equal(status, 2);
+    assert.deepEqual(readdirSync(scratch.path), []);
+    return stderr;
+  };
+  assert.match(await refused('--plot', 'plot.png'), /--plot cannot be `plot\.png`[\s\S]*ends with \.svg/);
+  assert.match(await refused('--plot', '/nonexistent/plot.svg'), /\/nonexistent cannot be written/);
+  assert.match(await refused('clon'), /there is no workload `clon`[\s\S]*did you mean `clone`/);
 });
 
 test('a benchmark that is cancelled ends its container, and nothing is left', {
