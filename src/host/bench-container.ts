@@ -20,6 +20,7 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { BoundedTail } from '../core/bounded-tail.ts';
 import { CtError } from '../core/errors.ts';
 import { runProgram } from '../core/run-program.ts';
@@ -31,6 +32,9 @@ const MIB = 1024 * 1024;
 const PERIOD_US = 100_000;
 /** More than any workload starts; a VM has no such limit inside. */
 const MAX_PIDS = 1024;
+/** A container appears within some 50 ms of `runc run`; then runc ends by itself. */
+const KILL_TIMEOUT_MS = 5000;
+const KILL_RETRY_MS = 10;
 const OUTPUT_TAIL_BYTES = 16_384;
 /** A step starts in it (docs/guest-link.md). */
 const WORKSPACE = '/workspace';
@@ -197,14 +201,22 @@ export class BenchContainers implements AsyncDisposable {
     child.stdout?.on('data', (chunk: Buffer) => stdout.push(chunk));
     child.stderr?.on('data', (chunk: Buffer) => stderr.push(chunk));
     const closed = once(child, 'close') as Promise<[number | null]>;
-    const onAbort = (): void => {
-      // The container may not exist yet, or no longer: then runc itself is what has to end.
-      runRunc(['--root', root, 'kill', id, 'KILL']).catch(() => child.kill('SIGKILL'));
+    let isClosed = false;
+    // Until it has the container's id, runc has nothing that it could kill, but may already have made a cgroup.
+    const end = async (): Promise<void> => {
+      const deadline = performance.now() + KILL_TIMEOUT_MS;
+      while (!isClosed && performance.now() < deadline) {
+        await runRunc(['--root', root, 'kill', id, 'KILL']).catch(() => {});
+        await sleep(KILL_RETRY_MS);
+      }
+      if (!isClosed) child.kill('SIGKILL');
     };
+    const onAbort = (): void => void end();
     if (signal.aborted) onAbort();
     signal.addEventListener('abort', onAbort, { once: true });
     cleanup.defer(() => signal.removeEventListener('abort', onAbort));
     const [code] = await closed;
+    isClosed = true;
     signal.throwIfAborted();
     if (code === 0) return stdout.text();
     throw new CtError(

@@ -14,9 +14,10 @@ import {
   symlinkSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import type { CtError } from '../../src/core/errors.ts';
 import { sweepWorkloads } from '../../src/host/bench-workload.ts';
 import { parseWorkloadMs, WORKLOADS, type Workload, writeWorkload } from '../../src/host/workloads.ts';
 import { borrowImages } from '../support/borrowed-home.ts';
@@ -24,7 +25,7 @@ import { stopHost } from '../support/host.ts';
 import { allProcesses } from '../support/processes.ts';
 import { runCt } from '../support/run-ct.ts';
 import { scratchDirectory } from '../support/scratch.ts';
-import { sleepingContainer } from '../support/sleeping-container.ts';
+import { openContainers, sleepingContainer } from '../support/sleeping-container.ts';
 
 const FIXTURE = join(import.meta.dirname, '../fixtures/bench/hold-container.ts');
 /** The kernel takes a mount namespace apart some milliseconds after its last process. */
@@ -113,6 +114,11 @@ function leftovers(ctHome: string): string[] {
     const backing = `/sys/block/${name}/loop/backing_file`;
     if (existsSync(backing) && readFileSync(backing, 'utf8').startsWith(blobs)) found.push(name);
   }
+  // Of any depth: runc makes one below the cgroup of whoever starts it.
+  if (existsSync('/sys/fs/cgroup')) {
+    const directories = readdirSync('/sys/fs/cgroup', { recursive: true, encoding: 'utf8' });
+    found.push(...directories.filter((path) => basename(path).startsWith(`ct-bench-${process.pid}-`)));
+  }
   return found;
 }
 
@@ -195,6 +201,24 @@ test('a benchmark that is cancelled ends its container, and nothing is left', {
   await assert.rejects(sample, reason);
   await cleanup.disposeAsync();
   await assertNothingLeft(scratch.path);
+});
+
+test('a benchmark that is cancelled while its container starts leaves nothing either', {
+  skip: noRunc(),
+}, async () => {
+  using scratch = scratchDirectory();
+  await borrowImages(scratch.path);
+  for (const afterMs of [0, 5, 10, 15, 20, 30, 40, 60]) {
+    const cancellation = new AbortController();
+    await using cleanup = new AsyncDisposableStack();
+    const { containers, tree } = await openContainers(scratch.path, cancellation.signal, cleanup);
+    const sample = containers.sample(tree);
+    const reason = new Error('enough');
+    setTimeout(() => cancellation.abort(reason), afterMs);
+    await assert.rejects(sample, (error) => error === reason || (error as CtError).code === 'CANCELLED');
+    await cleanup.disposeAsync();
+    await assertNothingLeft(scratch.path);
+  }
 });
 
 test('what a killed benchmark leaves, the next one ends and removes', { skip: noRunc() }, async () => {

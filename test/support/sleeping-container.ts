@@ -7,15 +7,12 @@ import { BenchContainers } from '../../src/host/bench-container.ts';
 import { makeWorkloadDirectory } from '../../src/host/bench-workload.ts';
 import { ImageStore } from '../../src/image/store.ts';
 
-/**
- * Returns when the workload runs. `sample` settles when it has ended, which `signal` can bring about; `cleanup` then
- * removes the rest.
- */
-export async function sleepingContainer(
+/** Containers in a directory of this process, and a tree for them. */
+export async function openContainers(
   ctHome: string,
   signal: AbortSignal,
   cleanup: AsyncDisposableStack,
-): Promise<{ readonly sample: Promise<unknown> }> {
+): Promise<{ readonly containers: BenchContainers; readonly tree: string; readonly directory: string }> {
   const directory = makeWorkloadDirectory(ctHome);
   cleanup.defer(() => rmSync(directory, { recursive: true, force: true }));
   const images = new ImageStore(ctHome);
@@ -30,6 +27,19 @@ export async function sleepingContainer(
   mkdirSync(tree);
   writeFileSync(join(tree, 'workload.sh'), 'touch /workspace/started; sleep 300');
   await containers.adopt(tree);
+  return { containers, tree, directory };
+}
+
+/**
+ * Returns when the workload runs. `sample` settles when it has ended, which `signal` can bring about; `cleanup` then
+ * removes the rest.
+ */
+export async function sleepingContainer(
+  ctHome: string,
+  signal: AbortSignal,
+  cleanup: AsyncDisposableStack,
+): Promise<{ readonly sample: Promise<unknown> }> {
+  const { containers, tree, directory } = await openContainers(ctHome, signal, cleanup);
   const sample = containers.sample(tree);
   let failure: unknown;
   sample.catch((error) => {
