@@ -39,7 +39,7 @@ export async function shellSession(session: ShellSession): Promise<number> {
       return false;
     }
     raw[Symbol.dispose]();
-    return session.onSignal === 'die';
+    return session.onSignal === 'die' || name === 'SIGQUIT'; // which nobody else handles
   });
   return await host.shell(run, {
     request: { argv, ...(terminal ? { terminal } : {}) },

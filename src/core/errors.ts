@@ -127,7 +127,7 @@ export const ERROR_CODES = {
   SHELL_UNAVAILABLE: {
     kind: 'user',
     http: 409,
-    when: 'a run has no VM in which a shell could be opened, or too many are open there',
+    when: 'a run has no VM in which a shell could be opened, too many are open there, or it cannot be recorded',
   },
   SHELL_ENDED: {
     kind: 'system',

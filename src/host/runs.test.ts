@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
@@ -7,7 +8,7 @@ import { test } from 'node:test';
 import { CtError } from '../core/errors.ts';
 import type { JobRequest } from '../protocol/run.ts';
 import { Runs } from './runs.ts';
-import { answerRuns } from './runs-api.ts';
+import { answerRuns, shellReference } from './runs-api.ts';
 
 const SUCCESS = { outcome: 'success', exitCode: 0 } as const;
 
@@ -243,4 +244,54 @@ test('the API answers with runs, with errors as errors, and leaves other paths a
     assert.equal(await answerRuns(method, path, runs), undefined, `${method} ${path}`);
   }
   runs.close();
+});
+
+test('a shell is taken only while the job runs in its VM, and is on record before', () => {
+  using directory = scratch();
+  const runs = new Runs({ ctHome: directory.path });
+  const run = runs.begin(request());
+  const socket = new Socket();
+  const refusal = (message: RegExp): ((error: CtError) => boolean) => {
+    return ({ code, message: text, hint }) =>
+      code === 'SHELL_UNAVAILABLE' && message.test(text) && hint !== undefined;
+  };
+  assert.throws(() => runs.shellOf('none'), { code: 'RUN_NOT_FOUND' });
+  assert.throws(() => runs.shellOf('build'), refusal(/has no VM yet/));
+  const uid = process.getuid?.() ?? 0;
+  const taken: unknown[] = [];
+  run.shells = (_, pending, by) => taken.push([pending.toString(), by, runs.detail(run.id).shells?.length]);
+  const accept = runs.shellOf('build');
+  assert.equal(runs.detail(run.id).shells, undefined);
+  accept(socket, Buffer.from('p'));
+  assert.deepEqual(taken, [['p', uid, 1]]);
+  assert.equal(runs.detail(run.id).shells?.[0]?.uid, uid);
+
+  const other = new DatabaseSync(join(directory.path, 'host.db'));
+  other.exec('BEGIN IMMEDIATE');
+  assert.throws(() => accept(socket, Buffer.alloc(0)), refusal(/could not be put on record: .*locked/));
+  other.exec('ROLLBACK');
+  other.close();
+  assert.equal(taken.length, 1);
+
+  run.enter('destroying');
+  run.shells = undefined;
+  assert.throws(() => accept(socket, Buffer.alloc(0)), refusal(/is being destroyed/));
+  run.end(SUCCESS);
+  assert.throws(() => runs.shellOf(run.id), refusal(/has ended, and its VM with it/));
+  assert.equal(runs.detail(run.id).shells?.length, 1);
+  runs.close();
+});
+
+test('a request for a shell is told from others by method and path', () => {
+  assert.equal(shellReference('POST', '/v1/runs/npm%20test/shell'), 'npm test');
+  for (const path of [
+    '/v1/runs/a/cancel',
+    '/v1/runs//shell',
+    '/v1/runs/a/b/shell',
+    '/v1/runs/%/shell',
+    '/v1/jobs',
+  ]) {
+    assert.equal(shellReference('POST', path), undefined, path);
+  }
+  assert.equal(shellReference('GET', '/v1/runs/a/shell'), undefined);
 });

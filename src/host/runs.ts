@@ -4,7 +4,7 @@ import { mkdirSync } from 'node:fs';
 import { lstat, opendir, readdir, rm } from 'node:fs/promises';
 import type { Socket } from 'node:net';
 import { join } from 'node:path';
-import { CtError } from '../core/errors.ts';
+import { CtError, messageOf } from '../core/errors.ts';
 import { resultOf } from '../job/outcome.ts';
 import type { JobRequest, JobResult } from '../protocol/run.ts';
 import type { Destruction, RetentionResult, RunDetail, RunInfo, RunStep } from './api.ts';
@@ -281,7 +281,15 @@ export class LiveRun {
       const accept = current();
       // The daemon's socket lets only its own user in, and root, which can be anybody.
       const uid = process.getuid?.() ?? 0;
-      this.#store.addShell(this.id, { openedAtMs: Date.now(), uid });
+      try {
+        this.#store.addShell(this.id, { openedAtMs: Date.now(), uid });
+      } catch (error) {
+        // Unlike a run, a shell that is not on record is not to be.
+        throw new CtError('SHELL_UNAVAILABLE', `the shell could not be put on record: ${messageOf(error)}`, {
+          hint: 'the file system of CT_HOME may be full; try again',
+          cause: error,
+        });
+      }
       accept(socket, pending, uid);
     };
   }

@@ -67,6 +67,10 @@ test('the document of inspect keeps what the table shortens', () => {
   assert.deepEqual(document['error'], ENDED.error);
   assert.deepEqual(document['image'], ENDED.image);
   assert.deepEqual(document['destruction'], ENDED.destruction);
+  assert.deepEqual(document['shells'], []);
+  const withShell = { ...ENDED, shells: [{ openedAtMs: 1_700_000_000_000, uid: 1000 }] };
+  assert.deepEqual(inspectJson(withShell, 0)['shells'], [{ opened: '2023-11-14T22:13:20.000Z', uid: 1000 }]);
+  assert.match(inspectPage(withShell, UNSTYLED, 0), /\nshell +opened 2023-11-1\d .* by user 1000\n/);
   const { vm: _, destruction: __, error: ___, ...bare } = ENDED;
   const unknown = inspectJson(bare, 0);
   assert.deepEqual([unknown['vm'], unknown['destruction'], unknown['error']], [null, null, null]);
