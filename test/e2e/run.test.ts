@@ -72,7 +72,7 @@ test('second and later runs are served by clones of the same template', async ()
       cwd: directory,
       env,
     });
-    assert.equal(status, 0);
+    assert.equal(status, 0, stdout);
     const events = stdout
       .split('\n')
       .filter(Boolean)

@@ -1,6 +1,15 @@
 /** A file system in a file, so that a test can look at every byte that reached the "disk". Needs root. */
 import { execFileSync } from 'node:child_process';
-import { closeSync, ftruncateSync, mkdirSync, openSync, readSync } from 'node:fs';
+import {
+  closeSync,
+  ftruncateSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  readSync,
+} from 'node:fs';
 import { join } from 'node:path';
 
 export interface LoopDisk extends Disposable {
@@ -26,7 +35,11 @@ export function loopDisk(directory: string, sizeMib: number): LoopDisk {
   let mounted = true;
   const unmount = (): void => {
     if (!mounted) return;
-    execFileSync('umount', [mountPoint]);
+    try {
+      execFileSync('umount', [mountPoint]);
+    } catch (error) {
+      throw new Error(`still in use:\n${usersOf(mountPoint)}`, { cause: error });
+    }
     mounted = false;
   };
   return {
@@ -54,4 +67,21 @@ export function fileContains(path: string, marker: Buffer): boolean {
   } finally {
     closeSync(fd);
   }
+}
+
+/** Which processes have something open below `path`, and what. */
+function usersOf(path: string): string {
+  const users: string[] = [];
+  for (const pid of readdirSync('/proc').filter((name) => /^\d+$/.test(name))) {
+    try {
+      const open = ['cwd', 'root', 'exe', ...readdirSync(`/proc/${pid}/fd`).map((fd) => `fd/${fd}`)]
+        .map((name) => readlinkSync(`/proc/${pid}/${name}`))
+        .filter((target) => target.startsWith(path));
+      const command = readFileSync(`/proc/${pid}/cmdline`, 'utf8').replaceAll('\0', ' ').slice(0, 200);
+      if (open.length > 0) users.push(`${pid} ${command}: ${open.join(', ')}`);
+    } catch {
+      // it has ended, or is a thread of the kernel
+    }
+  }
+  return users.join('\n');
 }
