@@ -17,8 +17,8 @@ export interface ShellSession {
   /** A line of ours before it; only on a terminal. */
   readonly greeting?: string;
   /**
-   * What a signal to us does, when the terminal is as it was: `die` of it, or `leave` it to those who handle it anyway. A
-   * process without a terminal is sent it in the VM in either case.
+   * What a signal to us does, when the terminal is as it was: `die` of it, or `leave` it to those who handle it anyway.
+   * Without a terminal the first one goes to the process in the VM instead, which may have something to put in order.
    */
   readonly onSignal: 'die' | 'leave';
 }
@@ -34,10 +34,7 @@ export async function shellSession(session: ShellSession): Promise<number> {
   using raw = new RawTerminal(terminal !== undefined);
   using input = new Input();
   using _signals = handleSignals((name) => {
-    if (!terminal && session.onSignal === 'die') {
-      input.signal(constants.signals[name]);
-      return false;
-    }
+    if (!terminal && input.signal(constants.signals[name])) return false;
     raw[Symbol.dispose]();
     return session.onSignal === 'die' || name === 'SIGQUIT'; // which nobody else handles
   });
@@ -84,17 +81,23 @@ class RawTerminal implements Disposable {
 /** Our stdin, which is there for the next one when this one ends: it is paused and not closed. */
 class Input implements Disposable {
   #to: ShellInput | undefined;
+  #hasSignalled = false;
 
   connect(to: ShellInput, isTerminal: boolean): void {
     this.#to = to;
     process.stdin.on('data', this.#onData).on('end', this.#onEnd).on('error', this.#onEnd);
+    process.stdin.resume(); // an earlier session has paused it
     if (!isTerminal) return;
     process.stdout.on('resize', this.#onResize);
     this.#onResize(); // it may have changed since the size was taken
   }
 
-  signal(number: number): void {
-    this.#to?.signal(number);
+  /** False if there is no process to send it to, or it was sent one already. */
+  signal(number: number): boolean {
+    if (!this.#to || this.#hasSignalled) return false;
+    this.#hasSignalled = true;
+    this.#to.signal(number);
+    return true;
   }
 
   [Symbol.dispose](): void {

@@ -1,5 +1,7 @@
 /** Shells in the VMs of runs. Real daemon, real VMs, real terminals on both sides. */
 import assert from 'node:assert/strict';
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -113,6 +115,10 @@ jobs:
       - {name: breaks, run: 'echo before > state; exit 7', env: {OF_STEP: from-the-step}}
       - {name: skipped, run: 'echo never'}
       - {name: cleans, run: 'cat state; echo made > made', if: always()}
+  one:
+    steps: [{name: breaks, run: 'echo of-one; exit 1'}]
+  two:
+    steps: [{name: breaks, run: 'echo of-two; exit 1'}]
   short:
     timeout: 15s
     steps:
@@ -180,6 +186,47 @@ test('without a terminal a command has pipes, and its output and exit status are
     endless.map(({ stderr }) => stderr).join(''),
   );
   assert.match(endless.map(({ stderr }) => stderr).join(''), /error\[SHELL_UNAVAILABLE\]: 4 shells are open/);
+});
+
+test('without a terminal a signal goes to the command in the VM, and the second one ends ct', async () => {
+  await using job = await running('waits');
+  const start = (
+    script: string,
+  ): { said: Promise<unknown>; child: ChildProcess; end: Promise<unknown[]> } => {
+    const child = spawn(ctPath, ['shell', job.run, '--', 'sh', '-c', script], {
+      cwd: project,
+      env: { ...process.env, ...env },
+      stdio: ['ignore', 'pipe', 'ignore'],
+    });
+    return { child, said: once(child.stdout, 'data'), end: once(child, 'exit') };
+  };
+  const tidy = start('trap "exit 9" TERM; echo ready; while :; do sleep 0.1; done');
+  await tidy.said;
+  tidy.child.kill('SIGTERM');
+  assert.deepEqual(await tidy.end, [9, null]);
+  const stubborn = start('trap "" TERM; echo ready; while :; do sleep 0.1; done');
+  await stubborn.said;
+  stubborn.child.kill('SIGTERM');
+  await sleep(500);
+  assert.equal(stubborn.child.exitCode, null);
+  stubborn.child.kill('SIGTERM');
+  assert.deepEqual(await stubborn.end, [null, 'SIGTERM']);
+});
+
+test('a shell whose client does not read holds up neither the job nor its end', async () => {
+  await using job = await running('ends');
+  const stalled = spawn(ctPath, ['shell', job.run, '--', 'yes'], {
+    cwd: project,
+    env: { ...process.env, ...env },
+    stdio: ['ignore', 'pipe', 'ignore'],
+  });
+  const ended = once(stalled, 'exit');
+  await sleep(2000);
+  const stop = await ct('shell', job.run, '--', 'touch', '/tmp/stop');
+  assert.equal(stop.status, 0, stop.stderr);
+  assert.equal((await job.end).status, 0);
+  stalled.stdout.resume();
+  assert.deepEqual(await ended, [125, null]);
 });
 
 test('when the job ends, so does the shell: it says so, and the terminal is as it was', async () => {
@@ -264,6 +311,23 @@ test('--shell-on-failure opens a shell where the step failed, then the job goes 
   assert.match(run.shown, /artifacts: 1 file/);
   const detail = await inspect('latest');
   assert.deepEqual([detail.outcome, detail.exit, detail.shells.length], ['failure', 7, 1]);
+});
+
+test('shells of jobs that fail side by side come one after another, and have the terminal alone', async () => {
+  const run = between('run', '--shell-on-failure', 'one', 'two');
+  const [, first = ''] = await run.said(/step “breaks” of (one|two) failed; this is a shell/);
+  run.type('sleep 3; echo first-$CT_JOB\n');
+  await run.said(new RegExp(`first-${first}\n`));
+  const since = run.shown.slice(run.shown.indexOf('this is a shell'));
+  assert.doesNotMatch(since, /✗|of-one|of-two|│/);
+  run.type('exit\n');
+  const [, second = ''] = await run.said(/step “breaks” of (one|two) failed; this is a shell/);
+  assert.deepEqual([first, second].sort(), ['one', 'two']);
+  run.type('exit\n');
+  await run.said(/status=1 /);
+  assertRestored(run);
+  assert.match(run.shown, /of-one/);
+  assert.match(run.shown, /of-two/);
 });
 
 test('the timeout of the job ends a shell that was opened on failure', async () => {
