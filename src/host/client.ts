@@ -237,8 +237,9 @@ class Client implements HostClient {
     } catch (error) {
       const died = error instanceof CtError && error.code === 'LINK_DIED';
       const end = died && stream.runId !== undefined ? await this.#recordedEnd(stream.runId) : undefined;
-      if (end) return end;
-      throw error;
+      // A success whose artifacts were lost on the way is none.
+      if (!end || (end.outcome === 'success' && !stream.artifactsComplete)) throw error;
+      return end;
     } finally {
       socket.destroy();
     }
@@ -368,6 +369,13 @@ function answerOf<T>({ status, body }: { readonly status: number; readonly body:
   throw new CtError(code, message, { hint });
 }
 
+function connectionLost(cause?: unknown): CtError {
+  return new CtError('LINK_DIED', 'the connection to the job ended before its result', {
+    cause,
+    hint: 'the host daemon or the link process of the VM was killed; the VM is gone with it. Run the job again',
+  });
+}
+
 function unreachable(error: unknown): CtError {
   return new CtError('HOST_UNREACHABLE', `the host daemon cannot be reached: ${messageOf(error)}`, {
     cause: error,
@@ -379,6 +387,7 @@ class JobStream {
   readonly #io: JobIo;
   readonly #failed = Promise.withResolvers<never>();
   #runId: string | undefined;
+  #expectsArtifacts = false;
   #artifacts: { readonly queue: PassThrough; readonly done: Promise<void> } | undefined;
 
   constructor(socket: Socket, io: JobIo) {
@@ -395,6 +404,7 @@ class JobStream {
 
   async run(request: JobRequest): Promise<JobResult> {
     const { signal } = this.#io;
+    this.#expectsArtifacts = request.artifacts.length > 0;
     const cancel = (): void => void this.#socket.write(encodeRecord(ClientRecord.cancel));
     for (const record of encodeChunked(ClientRecord.request, Buffer.from(JSON.stringify(request)))) {
       this.#socket.write(record);
@@ -413,8 +423,8 @@ class JobStream {
     let records: [type: number, payload: Buffer][] = [];
     const decoder = new RecordDecoder((type, payload) => records.push([type, Buffer.from(payload)]));
     let json: Buffer[] = [];
-    for await (const chunk of this.#socket) {
-      decoder.push(chunk as Buffer);
+    for await (const chunk of this.#chunks()) {
+      decoder.push(chunk);
       const decoded = records;
       records = [];
       for (const [type, payload] of decoded) {
@@ -441,9 +451,21 @@ class JobStream {
         }
       }
     }
-    throw new CtError('LINK_DIED', 'the connection to the job ended before its result', {
-      hint: 'the host daemon or the link process of the VM was killed; the VM is gone with it. Run the job again',
-    });
+    throw connectionLost();
+  }
+
+  /** A connection that breaks is as good as one that ends: what is on record of the run decides. */
+  async *#chunks(): AsyncGenerator<Buffer> {
+    try {
+      for await (const chunk of this.#socket) yield chunk as Buffer;
+    } catch (error) {
+      throw connectionLost(error);
+    }
+  }
+
+  /** Whether everything that the job would give back has arrived. */
+  get artifactsComplete(): boolean {
+    return this.#artifacts === undefined ? !this.#expectsArtifacts : this.#artifacts.queue.writableEnded;
   }
 
   #event(event: RunEvent): void {
