@@ -20,6 +20,8 @@
  *       forbid any further write to, or resize of, the memfd FD (F_ADD_SEALS, fcntl(2))
  *   ct-launcher send-fd SOCKET FD TEXT
  *       send TEXT over the unix socket SOCKET with the descriptor FD attached (SCM_RIGHTS, unix(7))
+ *   ct-launcher peer FD
+ *       print user and process id of who connected to the unix socket FD (SO_PEERCRED, unix(7))
  *   ct-launcher blocks FD
  *       write the parts of the sparse file FD that were written, zeros included, to stdout: u64 offset, u32 length
  *       (big endian), bytes
@@ -425,6 +427,17 @@ static int send_fd(int socket_fd, int fd, char *text)
 	return 0;
 }
 
+static int peer(int fd)
+{
+	struct ucred credentials;
+	socklen_t length = sizeof credentials;
+
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &length))
+		fail("SO_PEERCRED");
+	printf("%u %d\n", credentials.uid, credentials.pid);
+	return fflush(stdout) ? EXIT_FAILED : 0;
+}
+
 static void put(const void *bytes, size_t length)
 {
 	if (fwrite(bytes, 1, length, stdout) != length)
@@ -477,7 +490,9 @@ int main(int argc, char **argv)
 		return seal((int)number(argv[2], '\0', NULL));
 	if (argc == 5 && !strcmp(argv[1], "send-fd"))
 		return send_fd((int)number(argv[2], '\0', NULL), (int)number(argv[3], '\0', NULL), argv[4]);
+	if (argc == 3 && !strcmp(argv[1], "peer"))
+		return peer((int)number(argv[2], '\0', NULL));
 	if (argc == 3 && !strcmp(argv[1], "blocks"))
 		return blocks((int)number(argv[2], '\0', NULL));
-	usage("usage: ct-launcher exec|seal|send-fd|blocks ...");
+	usage("usage: ct-launcher exec|seal|send-fd|peer|blocks ...");
 }

@@ -145,6 +145,11 @@ export const ERROR_CODES = {
   },
   RUN_COLLECTING_OVERDUE: { kind: 'system', http: 504, when: 'artifacts were not collected in time' },
   RUN_DESTROYING_OVERDUE: { kind: 'system', http: 504, when: 'the VM of a run was not gone in time' },
+  PEER_REFUSED: {
+    kind: 'user',
+    http: 403,
+    when: 'another user connects to the host daemon',
+  },
   VMM_START_FAILED: { kind: 'system', http: 500, when: 'the VMM process could not be started' },
   VMM_EXITED_EARLY: { kind: 'system', http: 500, when: 'the VMM exited before the guest was ready' },
   VMM_DIED: { kind: 'system', http: 500, when: 'the VMM exited while a job was running' },

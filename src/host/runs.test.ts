@@ -257,25 +257,25 @@ test('a shell is taken only while the job runs in its VM, and is on record befor
   };
   assert.throws(() => runs.shellOf('none'), { code: 'RUN_NOT_FOUND' });
   assert.throws(() => runs.shellOf('build'), refusal(/has no VM yet/));
-  const uid = process.getuid?.() ?? 0;
+  const uid = 4711;
   const taken: unknown[] = [];
   run.shells = (_, pending, by) => taken.push([pending.toString(), by, runs.detail(run.id).shells?.length]);
   const accept = runs.shellOf('build');
   assert.equal(runs.detail(run.id).shells, undefined);
-  accept(socket, Buffer.from('p'));
+  accept(socket, Buffer.from('p'), uid);
   assert.deepEqual(taken, [['p', uid, 1]]);
   assert.equal(runs.detail(run.id).shells?.[0]?.uid, uid);
 
   const other = new DatabaseSync(join(directory.path, 'host.db'));
   other.exec('BEGIN IMMEDIATE');
-  assert.throws(() => accept(socket, Buffer.alloc(0)), refusal(/could not be put on record: .*locked/));
+  assert.throws(() => accept(socket, Buffer.alloc(0), uid), refusal(/could not be put on record: .*locked/));
   other.exec('ROLLBACK');
   other.close();
   assert.equal(taken.length, 1);
 
   run.enter('destroying');
   run.shells = undefined;
-  assert.throws(() => accept(socket, Buffer.alloc(0)), refusal(/is being destroyed/));
+  assert.throws(() => accept(socket, Buffer.alloc(0), uid), refusal(/is being destroyed/));
   run.end(SUCCESS);
   assert.throws(() => runs.shellOf(run.id), refusal(/has ended, and its VM with it/));
   assert.equal(runs.detail(run.id).shells?.length, 1);

@@ -211,8 +211,8 @@ export class Runs {
   }
 }
 
-/** Takes over a connection; `pending` is what was read of it. */
-export type ShellAcceptor = (socket: Socket, pending: Buffer) => void;
+/** Takes over a connection; `pending` is what was read of it, `uid` who made it. */
+export type ShellAcceptor = (socket: Socket, pending: Buffer, uid: number) => void;
 type ShellTaker = (socket: Socket, pending: Buffer, uid: number) => void;
 
 interface LiveRunOptions {
@@ -277,10 +277,8 @@ export class LiveRun {
       );
     };
     current();
-    return (socket, pending) => {
+    return (socket, pending, uid) => {
       const accept = current();
-      // The daemon's socket lets only its own user in, and root, which can be anybody.
-      const uid = process.getuid?.() ?? 0;
       try {
         this.#store.addShell(this.id, { openedAtMs: Date.now(), uid });
       } catch (error) {

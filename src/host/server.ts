@@ -16,6 +16,7 @@ import type { Capacity } from './capacity.ts';
 import { serveJob } from './jobs.ts';
 import { linkIdentity } from './link-jail.ts';
 import type { Machines } from './machines.ts';
+import { admitPeer } from './peer.ts';
 import type { Runs, ShellAcceptor } from './runs.ts';
 import { type Answer, answerRuns, errorAnswer, shellReference } from './runs-api.ts';
 
@@ -24,6 +25,8 @@ export interface HostServerOptions {
   readonly machines: Machines;
   readonly capacity: Capacity;
   readonly runs: Runs;
+  /** User that may connect, besides root; that of this process if absent. */
+  readonly ownUid?: number;
   /** Called whenever the daemon becomes busy or idle. */
   readonly onActivity: (busy: boolean) => void;
   readonly onShutdown: () => void;
@@ -36,8 +39,28 @@ export class HostServer {
 
   constructor(options: HostServerOptions) {
     this.#options = options;
-    this.http = createServer((request, response) => this.#handle(request, response));
-    this.http.on('upgrade', (request, socket: Socket, head) => this.#upgrade(request, socket, head));
+    this.http = createServer(async (request, response) => {
+      try {
+        await this.#admit(request.socket);
+        this.#handle(request, response);
+      } catch (error) {
+        const { status, body } = errorAnswer(error);
+        response.writeHead(status, { 'content-type': 'application/json' }).end(JSON.stringify(body));
+      }
+    });
+    this.http.on('upgrade', async (request, socket: Socket, head) => {
+      socket.on('error', () => {});
+      try {
+        const uid = await this.#admit(socket);
+        this.#upgrade(request, socket, head, uid);
+      } catch (error) {
+        refuse(socket, errorAnswer(error));
+      }
+    });
+  }
+
+  #admit(socket: Socket): Promise<number> {
+    return admitPeer(socket, this.#options.ownUid ?? process.getuid?.() ?? 0);
   }
 
   /** Resolves when no job is left. */
@@ -82,12 +105,12 @@ export class HostServer {
     }
   }
 
-  #upgrade(request: IncomingMessage, socket: Socket, head: Buffer): void {
+  #upgrade(request: IncomingMessage, socket: Socket, head: Buffer, uid: number): void {
     const { method, url } = request;
     const { upgrade } = request.headers;
     const reference = upgrade === SHELL_PROTOCOL ? shellReference(method ?? '', url ?? '') : undefined;
     if (reference !== undefined) {
-      this.#shell(reference, socket, head);
+      this.#shell(reference, socket, head, uid);
       return;
     }
     if (method !== 'POST' || url !== API_JOBS || upgrade !== JOB_PROTOCOL) {
@@ -106,8 +129,7 @@ export class HostServer {
   }
 
   /** The link process of the run gets the connection; what happens on it afterwards keeps nothing here busy. */
-  #shell(reference: string, socket: Socket, head: Buffer): void {
-    socket.on('error', () => {});
+  #shell(reference: string, socket: Socket, head: Buffer, uid: number): void {
     let accept: ShellAcceptor;
     try {
       accept = this.#options.runs.shellOf(reference);
@@ -121,7 +143,7 @@ export class HostServer {
       socket.pause();
       const unread = (socket.read() as Buffer | null) ?? Buffer.alloc(0);
       try {
-        accept(socket, Buffer.concat([head, unread]));
+        accept(socket, Buffer.concat([head, unread]), uid);
       } catch (error) {
         socket.end(encodeRecord(ShellServerRecord.end, JSON.stringify({ error: errorReport(error) })));
       }

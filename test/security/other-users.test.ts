@@ -2,7 +2,17 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { once } from 'node:events';
-import { chownSync, mkdirSync, readdirSync, readFileSync, readlinkSync, rmSync, symlinkSync } from 'node:fs';
+import {
+  chmodSync,
+  chownSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+} from 'node:fs';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
@@ -116,3 +126,40 @@ test('the daemon listens to no network; the control finds a process that does', 
   assert.equal(internetSockets(process.pid).length, 1);
   server.close();
 });
+
+/** One request over the daemon's socket, whatever the file modes say. */
+const REQUEST = `
+use IO::Socket::UNIX; use Socket;
+my $s = IO::Socket::UNIX->new(Type => SOCK_STREAM, Peer => "$ARGV[0]/host.sock") or die "not connected";
+print $s "$ARGV[1]";
+local $/; print <$s>;
+`;
+
+for (const [what, request] of [
+  ['asks', 'GET /v1/info HTTP/1.1\r\nHost: ct\r\nConnection: close\r\n\r\n'],
+  ['brings a job', 'POST /v1/jobs HTTP/1.1\r\nHost: ct\r\nConnection: Upgrade\r\nUpgrade: ct-job/1\r\n\r\n'],
+] as const) {
+  test(
+    `a socket that was opened to everybody refuses another user who ${what}; the control is its own`,
+    options,
+    () => {
+      const { mode: directoryMode } = statSync(sockets);
+      const socketPath = join(sockets, 'host.sock');
+      chmodSync(sockets, 0o755);
+      chmodSync(socketPath, 0o777);
+      try {
+        const ask = (as: readonly string[]): string => {
+          const [file = 'perl', ...args] = [...as, 'perl', '-e', REQUEST, sockets, request];
+          return execFileSync(file, args, { encoding: 'utf8', timeout: 20_000 });
+        };
+        const refused = ask(['setpriv', `--reuid=${NOBODY}`, `--regid=${NOBODY}`, '--clear-groups']);
+        assert.match(refused, /^HTTP\/1\.1 403 /);
+        assert.match(refused, /PEER_REFUSED/);
+        if (what === 'asks') assert.match(ask([]), /^HTTP\/1\.1 200 /);
+      } finally {
+        chmodSync(socketPath, 0o600);
+        chmodSync(sockets, directoryMode & 0o777);
+      }
+    },
+  );
+}
