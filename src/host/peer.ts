@@ -13,8 +13,9 @@ export async function peerUid(socket: Socket): Promise<number> {
   if (fd === undefined || fd < 0) throw new CtError('HOST_PROTOCOL', 'the connection is gone');
   const answer = await runProgram({
     file: launcherPath,
-    args: ['peer', '0'],
-    stdin: fd,
+    args: ['peer', '3'],
+    // Not as stdin: libuv makes the descriptors 0 to 2 of a child blocking, and so this end of the connection as well.
+    extraFds: [fd],
     maxOutputBytes: MAX_ANSWER_BYTES,
     failureCode: 'HOST_PROTOCOL',
   });
