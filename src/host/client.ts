@@ -49,6 +49,11 @@ const MAX_EVENT_RECORDS = MAX_JSON_BYTES / MAX_RECORD_BYTES;
 const CLOSING_BRACE = 0x7d;
 /** From the end of a connection to a record of the run that says why. */
 const RECORD_TIMEOUT_MS = 5000;
+/**
+ * The daemon lives long on about 10 MB of live objects. Left alone, V8 lets young garbage pile up to several times that
+ * before it looks; and a daemon that needs this much old space has a leak.
+ */
+const DAEMON_HEAP = ['--max-semi-space-size=2', '--max-old-space-size=256'];
 /** Artifacts that wait for the disk. */
 const ARTIFACT_QUEUE_BYTES = 1024 * 1024;
 /** ct-launcher: another daemon holds the lock. */
@@ -158,7 +163,7 @@ function daemonProgram(ctHome: string, socketPath: string): Program {
     if (value !== undefined) env[name] = value;
   }
   const lock = ['exec', '--lock', join(ctHome, 'host.lock'), '--'];
-  const node = [process.execPath, '--disable-warning=ExperimentalWarning'];
+  const node = [process.execPath, ...DAEMON_HEAP, '--disable-warning=ExperimentalWarning'];
   return { file: launcherPath, args: [...lock, ...node, entryPoint('host/daemon'), ctHome, socketPath], env };
 }
 
