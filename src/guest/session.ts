@@ -8,6 +8,7 @@ import type { Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { printable } from '../core/bounded-tail.ts';
 import { withDeadline } from '../core/deadline.ts';
+import { drained } from '../core/drained.ts';
 import { CtError, messageOf } from '../core/errors.ts';
 import {
   ExecFlag,
@@ -404,16 +405,6 @@ async function feed(stream: ClientHttp2Stream, source: AsyncIterable<Uint8Array>
     }
   }
   if (!stream.closed && !stream.destroyed) stream.write(encodeRecord(ExecInput.stdin));
-}
-
-function drained(stream: ClientHttp2Stream): Promise<void> {
-  const { promise, resolve } = Promise.withResolvers<void>();
-  const done = (): void => {
-    stream.off('drain', done).off('close', done);
-    resolve();
-  };
-  stream.once('drain', done).once('close', done);
-  return promise;
 }
 
 function nowNanoseconds(): Buffer {

@@ -7,6 +7,7 @@ import type { Socket } from 'node:net';
 import { join } from 'node:path';
 import { PassThrough } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { drained } from '../core/drained.ts';
 import { CtError, type ErrorReport, messageOf } from '../core/errors.ts';
 import { buildId, entryPoint, launcherPath } from '../core/install.ts';
 import { socketDirectory } from '../core/paths.ts';
@@ -518,13 +519,7 @@ class JobStream {
 
   async #write(record: Buffer): Promise<void> {
     if (this.#socket.destroyed || this.#socket.write(record)) return;
-    const { promise, resolve } = Promise.withResolvers<void>();
-    const done = (): void => {
-      this.#socket.off('drain', done).off('close', done);
-      resolve();
-    };
-    this.#socket.once('drain', done).once('close', done);
-    await promise;
+    await drained(this.#socket);
   }
 
   /** Holds the job back while the receiver is behind. */
@@ -541,7 +536,7 @@ class JobStream {
     }
     const { queue } = this.#artifacts;
     if (payload.length === 0) queue.end();
-    else if (!queue.write(payload)) await Promise.race([once(queue, 'drain'), once(queue, 'close')]);
+    else if (!queue.write(payload)) await drained(queue);
   }
 
   /** A job that ended while it sent artifacts leaves a stream that was cut short. */

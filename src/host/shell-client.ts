@@ -1,6 +1,6 @@
 /** The client's end of a shell in the VM of a run (src/protocol/shell.ts). */
-import { once } from 'node:events';
 import type { Socket } from 'node:net';
+import { drained } from '../core/drained.ts';
 import { CtError } from '../core/errors.ts';
 import { MAX_RECORD_BYTES } from '../protocol/limits.ts';
 import { encodeChunked, encodeRecord, RecordDecoder } from '../protocol/records.ts';
@@ -42,7 +42,7 @@ export async function serveShell(socket: Socket, opening: Buffer, io: ShellIo): 
   socket.write(opening);
   const send = (bytes: Uint8Array): undefined | Promise<unknown> => {
     if (socket.destroyed || socket.write(bytes)) return undefined;
-    return Promise.race([once(socket, 'drain'), once(socket, 'close')]);
+    return drained(socket);
   };
   io.onOpen({
     write: (bytes) => send(Buffer.concat([...encodeChunked(ShellClientRecord.stdin, bytes)])),

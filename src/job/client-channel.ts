@@ -3,6 +3,7 @@
  * job this is, so its bytes are checked but not feared; a slow client holds the guest back.
  */
 import type { Socket } from 'node:net';
+import { drained } from '../core/drained.ts';
 import { CtError } from '../core/errors.ts';
 import { encodeChunked, encodeRecord, RecordDecoder } from '../protocol/records.ts';
 import { ClientRecord, type JobResult, type RunEvent, ServerRecord } from '../protocol/run.ts';
@@ -179,12 +180,6 @@ export class ClientChannel {
   async #write(records: readonly Buffer[]): Promise<void> {
     if (this.#gone) return;
     if (this.#socket.write(records.length === 1 ? (records[0] as Buffer) : Buffer.concat(records))) return;
-    const { promise, resolve } = Promise.withResolvers<void>();
-    const done = (): void => {
-      this.#socket.off('drain', done).off('close', done);
-      resolve();
-    };
-    this.#socket.once('drain', done).once('close', done);
-    await promise;
+    await drained(this.#socket);
   }
 }

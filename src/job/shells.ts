@@ -3,6 +3,7 @@
  * start, as the same user, and are nothing that a job waits for: when it ends, they do.
  */
 import type { Socket } from 'node:net';
+import { drained } from '../core/drained.ts';
 import { CtError, errorReport } from '../core/errors.ts';
 import type { ExecRequest, ExecResult, TerminalSize } from '../guest/session.ts';
 import { encodeChunked, encodeRecord, RecordDecoder } from '../protocol/records.ts';
@@ -170,13 +171,7 @@ class ShellConnection {
   async output(stream: 'stdout' | 'stderr', bytes: Buffer): Promise<void> {
     const records = [...encodeChunked(ShellServerRecord[stream], bytes)];
     if (this.#socket.destroyed || this.#socket.write(Buffer.concat(records))) return;
-    const { promise, resolve } = Promise.withResolvers<void>();
-    const done = (): void => {
-      this.#socket.off('drain', done).off('close', done);
-      resolve();
-    };
-    this.#socket.once('drain', done).once('close', done);
-    await promise;
+    await drained(this.#socket);
   }
 
   /** The last word; closes the connection. */
