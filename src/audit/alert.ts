@@ -1,0 +1,29 @@
+/** An alert: something that a security team wants to hear of, once. One line of JSON in the alert file; version 1. */
+export interface Alert {
+  readonly version: 1;
+  /** Unique; receivers drop what they have seen. */
+  readonly id: string;
+  /** RFC 3339, UTC. */
+  readonly time: string;
+  readonly severity: 'low' | 'medium' | 'high' | 'critical';
+  /** A sentence for a person. */
+  readonly title: string;
+  /** Of policy: `ct.egress.banned`. */
+  readonly rule: string;
+  readonly action: 'recorded' | 'denied' | 'terminated';
+  readonly run: {
+    readonly id: string;
+    readonly job: string;
+    readonly repository?: string;
+    readonly ref?: string;
+    readonly actor?: string;
+    readonly step?: string;
+  };
+  /** Who did it, where that is known. */
+  readonly process?: { readonly pid: number; readonly binary: string; readonly arguments?: string };
+  readonly destination?: { readonly host: string; readonly port?: number; readonly protocol?: string };
+  /** Where the proof lies: a file and what to look for in it. */
+  readonly evidence: { readonly file: string; readonly id: string };
+  /** How often it happened in this run so far, this time included. */
+  readonly count: number;
+}
