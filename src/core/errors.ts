@@ -173,6 +173,23 @@ export const ERROR_CODES = {
     http: 504,
     when: 'the link process of the VM did not answer, or did not end in the time it was given',
   },
+  POLICY_DENIED: { kind: 'policy', http: 403, when: 'policy does not allow this job' },
+  POLICY_VIOLATION: {
+    kind: 'policy',
+    http: 403,
+    when: 'a job did what policy forbids and was ended',
+  },
+  POLICY_INVALID: {
+    kind: 'user',
+    http: 400,
+    when: 'policy data or Rego does not parse, validate or compile',
+  },
+  POLICY_UNAVAILABLE: { kind: 'system', http: 500, when: 'the policy engine could not be loaded' },
+  PRESET_UNCONFIGURED: {
+    kind: 'user',
+    http: 400,
+    when: 'a network preset has no client configuration on this host to follow',
+  },
   STEP_TIMEOUT: { kind: 'timeout', http: 504, when: 'a step ran longer than its timeout' },
   JOB_TIMEOUT: { kind: 'timeout', http: 504, when: 'a job ran longer than its timeout' },
   JOB_FAILED: { kind: 'job', http: 200, when: 'a step of the job failed' },
