@@ -6,6 +6,7 @@
  * link process of the VM, so that neither trees nor guest output pass through the daemon.
  */
 import type { ErrorReport } from '../core/errors.ts';
+import type { JobOrigin, NetworkMode, NetworkRequest } from './network.ts';
 
 /** Records from the client. */
 export const ClientRecord = {
@@ -54,6 +55,8 @@ export interface StepRequest {
   readonly stdin?: boolean;
   /** What the step is given; the values come as `secret` records. */
   readonly secrets?: readonly StepSecret[];
+  /** Every connection is refused while the step runs. */
+  readonly network?: 'none';
 }
 
 export interface StepSecret {
@@ -78,6 +81,10 @@ export interface JobRequest {
   readonly sendsTree: boolean;
   /** At the first step that fails: `shell-offer`, and nothing goes on before `shellDone`. */
   readonly shellOnFailure?: boolean;
+  /** Absent: no more than what policy gives every job. */
+  readonly network?: NetworkRequest;
+  /** Absent: a person at this machine. */
+  readonly origin?: JobOrigin;
 }
 
 export type Accelerator = 'kvm' | 'tcg';
@@ -93,8 +100,25 @@ export interface JobResult {
   readonly error?: ErrorReport;
 }
 
+export interface ResolvedPreset {
+  readonly name: string;
+  /** `host:port`, sorted. */
+  readonly destinations: readonly string[];
+  /** Where that was read: a file, or a setting of a client. */
+  readonly source: string;
+}
+
 export type RunEvent =
   | { readonly type: 'queued'; readonly run: string; readonly reason?: string }
+  /** Policy has let the job in. */
+  | {
+      readonly type: 'admitted';
+      /** Digest of policy and data. */
+      readonly policy: string;
+      readonly mode: NetworkMode;
+      /** What each preset that the job names stands for on this host. */
+      readonly presets: readonly ResolvedPreset[];
+    }
   /** A template for this shape is being made; happens once per image and shape. */
   | { readonly type: 'preparing'; readonly what: string }
   | {
@@ -128,6 +152,17 @@ export type RunEvent =
       readonly uid: number;
       /** Absent if it was cut off. */
       readonly exitCode?: number;
+    }
+  /** The network refused something, or lets it pass only because the mode is `audit`; once per rule and destination. */
+  | {
+      readonly type: 'network';
+      readonly action: 'recorded' | 'denied' | 'terminated';
+      /** Absent for what is no connection: a raw socket. */
+      readonly host?: string;
+      readonly port?: number;
+      readonly rule: string;
+      readonly message: string;
+      readonly hint?: string;
     }
   | { readonly type: 'notice'; readonly level: 'info' | 'warning'; readonly message: string }
   | { readonly type: 'collected'; readonly durationMs: number; readonly bytes: number }
