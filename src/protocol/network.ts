@@ -24,5 +24,20 @@ export interface JobOrigin {
   readonly actor?: string;
 }
 
+/**
+ * What a job needs to know of the operator's clients, so that its own find registries and mirrors and trust them: from the
+ * daemon to the link process, which applies it (src/job/guest-settings.ts). Never a credential.
+ */
+export interface GuestNetworkSettings {
+  /** Weaker than every variable that the job sets itself. */
+  readonly env: Readonly<Record<string, string>>;
+  /** Settings that clients take from a file only: content per path relative to the home directory of the job's user. */
+  readonly homeFiles?: Readonly<Record<string, string>>;
+  /** Certificates only, at most MAX_SCRIPT_BYTES; absent: the image's own authorities do. */
+  readonly authoritiesPem?: string;
+}
+
+/** Entries of one `network:` block; user-controlled. */
 export const MAX_NETWORK_ENTRIES = 1000;
+/** A name has at most 253 characters; the rest is scheme and port. */
 export const MAX_NETWORK_ENTRY_BYTES = 300;

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { MAX_JOB_SECRETS } from './limits.ts';
+import { MAX_NETWORK_ENTRIES, MAX_NETWORK_ENTRY_BYTES } from './network.ts';
 import { parseJobRequest } from './parse-job-request.ts';
 import { encodeSecret, isSecretName, parseSecret } from './secret-record.ts';
 
@@ -42,6 +43,56 @@ test('HOST_PROTOCOL refuses what is no secret, and names the field', () => {
     assert.throws(() => parseJobRequest(withSecrets(secrets)), {
       code: 'HOST_PROTOCOL',
       message: /steps\[0\]\.secrets/,
+    });
+  }
+});
+
+const ORIGIN = {
+  trust: 'local',
+  repository: 'a/b',
+  ref: 'refs/heads/main',
+  commit: 'a'.repeat(40),
+  actor: 'me',
+};
+
+test('a network and an origin pass, and nothing else that a client puts beside them', () => {
+  const network = { allow: ['npm', 'https://example.org'], mode: 'terminate' };
+  const steps = [{ ...STEP, network: 'none' }];
+  const parsed = parseJobRequest({
+    ...REQUEST,
+    steps,
+    network: { ...network, decision: 'allow' },
+    origin: { ...ORIGIN, admin: true },
+  });
+  assert.deepEqual(parsed.network, network);
+  assert.deepEqual(parsed.origin, ORIGIN);
+  assert.equal(parsed.steps[0]?.network, 'none');
+  const bare = parseJobRequest({ ...REQUEST, network: { allow: [] }, origin: { trust: 'untrusted' } });
+  assert.deepEqual(bare.network, { allow: [] });
+  assert.deepEqual(bare.origin, { trust: 'untrusted' });
+  assert.ok(!('network' in parseJobRequest(REQUEST)), 'absent: none');
+});
+
+test('HOST_PROTOCOL refuses what is no network or origin, and names the field', () => {
+  const wrong: [object, string][] = [
+    [{ network: 'none' }, 'network'],
+    [{ network: {} }, 'network.allow'],
+    [{ network: { allow: [1] } }, 'network.allow[0]'],
+    [{ network: { allow: ['a\0'] } }, 'network.allow[0]'],
+    [{ network: { allow: ['x'.repeat(MAX_NETWORK_ENTRY_BYTES + 1)] } }, 'network.allow[0]'],
+    [{ network: { allow: Array(MAX_NETWORK_ENTRIES + 1).fill('a.org') } }, 'network.allow'],
+    [{ network: { allow: [], mode: 'off' } }, 'network.mode'],
+    [{ origin: {} }, 'origin.trust'],
+    [{ origin: { trust: 'admin' } }, 'origin.trust'],
+    [{ origin: { ...ORIGIN, commit: 'HEAD' } }, 'origin.commit'],
+    [{ origin: { ...ORIGIN, repository: 1 } }, 'origin.repository'],
+    [{ origin: { ...ORIGIN, ref: 'x'.repeat(1001) } }, 'origin.ref'],
+    [{ steps: [{ ...STEP, network: 'all' }] }, 'steps[0].network'],
+  ];
+  for (const [part, field] of wrong) {
+    assert.throws(() => parseJobRequest({ ...REQUEST, ...part }), {
+      code: 'HOST_PROTOCOL',
+      message: `the job request has an unusable \`${field}\``,
     });
   }
 });

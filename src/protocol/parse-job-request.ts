@@ -1,6 +1,13 @@
 /** Parses a JobRequest once, at the edge of the host daemon. The client is the user's own process, and may be wrong. */
 import { CtError } from '../core/errors.ts';
 import { MAX_JOB_SECRETS, MAX_SCRIPT_BYTES, MAX_SECRET_NAME_BYTES, MAX_STEPS } from './limits.ts';
+import {
+  type JobOrigin,
+  MAX_NETWORK_ENTRIES,
+  MAX_NETWORK_ENTRY_BYTES,
+  NETWORK_MODES,
+  type NetworkRequest,
+} from './network.ts';
 import type { JobRequest, StepRequest, StepSecret } from './run.ts';
 import { isSecretName } from './secret-record.ts';
 
@@ -8,6 +15,9 @@ import { isSecretName } from './secret-record.ts';
 const MAX_ARGUMENT_BYTES = 131_071;
 /** What all arguments or variables of a step may take together; the kernel's own limit is a quarter of the stack. */
 const MAX_STRINGS = 10_000;
+/** Repository, ref and actor: what forges allow, with room to spare. */
+const MAX_ORIGIN_BYTES = 1000;
+const TRUST = ['local', 'trusted', 'untrusted'] as const;
 
 /** Throws HOST_PROTOCOL naming the field. */
 export function parseJobRequest(value: unknown): JobRequest {
@@ -31,7 +41,34 @@ export function parseJobRequest(value: unknown): JobRequest {
     ...(request['shellOnFailure'] === undefined
       ? {}
       : { shellOnFailure: boolean(request['shellOnFailure'], 'shellOnFailure') }),
+    ...(request['network'] === undefined ? {} : { network: parseNetwork(request['network']) }),
+    ...(request['origin'] === undefined ? {} : { origin: parseOrigin(request['origin']) }),
   };
+}
+
+/** Bounds only: whether an entry is a preset or a destination is for whoever lowers it (src/policy/destination.ts). */
+function parseNetwork(value: unknown): NetworkRequest {
+  const { allow, mode } = object(value, 'network');
+  return {
+    allow: list(allow, 'network.allow', MAX_NETWORK_ENTRIES).map((entry, i) =>
+      text(entry, `network.allow[${i}]`, MAX_NETWORK_ENTRY_BYTES),
+    ),
+    ...(mode === undefined ? {} : { mode: oneOf(mode, 'network.mode', NETWORK_MODES) }),
+  };
+}
+
+/** A client can claim anything of itself; what that is worth, policy decides by `trust`. */
+function parseOrigin(value: unknown): JobOrigin {
+  const origin = object(value, 'origin');
+  const { commit, trust } = origin;
+  if (commit !== undefined && !/^[0-9a-f]{40,64}$/.test(text(commit, 'origin.commit', 64))) {
+    return bad('origin.commit');
+  }
+  const claims: Partial<Record<'repository' | 'ref' | 'actor' | 'commit', string>> = {};
+  for (const key of ['repository', 'ref', 'commit', 'actor'] as const) {
+    if (origin[key] !== undefined) claims[key] = text(origin[key], `origin.${key}`, MAX_ORIGIN_BYTES);
+  }
+  return { trust: oneOf(trust, 'origin.trust', TRUST), ...claims };
 }
 
 function parseStep(value: unknown, at: string): StepRequest {
@@ -56,6 +93,7 @@ function parseStep(value: unknown, at: string): StepRequest {
       ? {}
       : { timeoutMs: integer(step['timeoutMs'], `${at}.timeoutMs`, 1, 2 ** 31 - 1) }),
     ...(step['stdin'] === undefined ? {} : { stdin: boolean(step['stdin'], `${at}.stdin`) }),
+    ...(step['network'] === undefined ? {} : { network: oneOf(step['network'], `${at}.network`, ['none']) }),
     ...(step['secrets'] === undefined
       ? {}
       : {
@@ -104,6 +142,10 @@ function integer(value: unknown, at: string, min: number, max: number): number {
   return Number.isInteger(value) && (value as number) >= min && (value as number) <= max
     ? (value as number)
     : bad(at);
+}
+
+function oneOf<const T extends string>(value: unknown, at: string, choices: readonly T[]): T {
+  return choices.includes(value as T) ? (value as T) : bad(at);
 }
 
 function boolean(value: unknown, at: string): boolean {
