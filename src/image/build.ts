@@ -10,6 +10,7 @@ import { encodeInitramfs, INITRAMFS_RECIPE } from './initramfs.ts';
 import { unpackKernel } from './kernel.ts';
 import { takeLock } from './lock.ts';
 import type { BlobRef, ImageManifest } from './manifest.ts';
+import { fetchNpmPackages } from './npm.ts';
 import type { BuildProgress } from './progress.ts';
 import { buildRootfs } from './rootfs.ts';
 import { removeTree, sweepScratch } from './scratch.ts';
@@ -117,6 +118,7 @@ async function build(options: BuildOptions): Promise<BuiltImage> {
     env: definition.env,
     definitionDigest: `sha256:${definition.digest}`,
     packages: rootfs.packages,
+    ...(definition.npm.length === 0 ? {} : { npm: definition.npm }),
   };
   const { digest } = await store.putImage(manifest, inputsDigest(definition, programs), new Date());
   await store.collectGarbage(Date.now());
@@ -206,8 +208,13 @@ class Build {
 
     const apt = await this.#openApt();
     const resolution = await apt.resolve(definition.suite, definition.packages);
+    const npm = await fetchNpmPackages(definition.npm, {
+      ...this.#context,
+      cacheDirectory: join(ctHome, 'cache/npm'),
+    });
     const path = await buildRootfs({
       ...this.#context,
+      npm,
       resolution,
       apt,
       logPath: join(ctHome, `image-build-${definition.name}.log`),

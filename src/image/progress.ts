@@ -60,6 +60,7 @@ export class BuildOutput {
         message: `${unpacking ? 'unpacking' : 'configuring'} ${package_[2]}`,
       };
     }
+    if (line === 'ct: npm') return { phase: 'unpacking', message: 'unpacking npm packages' };
     if (line === 'ct: cleaning') return { phase: 'cleaning', message: 'removing caches, logs and keys' };
     if (line === 'ct: filesystem') return { phase: 'filesystem', message: 'writing the file system' };
     return undefined;

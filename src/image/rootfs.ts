@@ -19,6 +19,7 @@ import { basename, join } from 'node:path';
 import { CtError } from '../core/errors.ts';
 import { type Apt, outOfSpace, pin, type Resolution } from './apt.ts';
 import type { ImageDefinition } from './definition.ts';
+import { type NpmArchive, npmPlan } from './npm.ts';
 import { BuildOutput, type BuildProgress } from './progress.ts';
 import { IMAGE_EPOCH } from './recipe.ts';
 import { makeScratch } from './scratch.ts';
@@ -31,6 +32,7 @@ export interface RootfsOptions {
   readonly definition: ImageDefinition;
   readonly resolution: Resolution;
   readonly apt: Apt;
+  readonly npm: readonly NpmArchive[];
   /** For this build alone, on the file system of CT_HOME. */
   readonly workDirectory: string;
   /** Gets the end of the output if the build fails. */
@@ -49,11 +51,17 @@ export async function buildRootfs(options: RootfsOptions): Promise<string> {
   const { definition, resolution, apt, progress } = options;
   const packages = [...resolution.base, ...resolution.others];
   const exchange = join(options.workDirectory, 'exchange');
-  for (const name of ['', 'debs', 'lists', 'hooks']) makeDirectory(join(exchange, name));
+  for (const name of ['', 'debs', 'lists', 'hooks', 'npm']) makeDirectory(join(exchange, name));
   await apt.fetch(packages, join(exchange, 'debs'));
   for (const path of apt.listFiles) publish(path, join(exchange, 'lists', basename(path)));
   for (const name of readdirSync(HOOKS_DIRECTORY))
     publish(join(HOOKS_DIRECTORY, name), join(exchange, 'hooks', name));
+  for (const archive of options.npm) publish(archive.path, join(exchange, 'npm', basename(archive.path)));
+  writeFileSync(
+    join(exchange, 'npm/plan'),
+    npmPlan(options.npm, ({ path }) => basename(path)),
+    { mode: 0o644 },
+  );
   const rootfs = join(exchange, 'rootfs');
   // The root of a user namespace writes it through the descriptor; the directory above is closed to all others.
   writeFileSync(rootfs, '');

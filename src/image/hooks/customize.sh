@@ -1,6 +1,6 @@
 #!/bin/sh
 # Hook of mmdebstrap, when all packages are configured, in its mount (and user) namespace: $1 is the root.
-# Cleans the tree, makes mount points and the job user, and writes the file system image to the file `rootfs` of the
+# Adds npm packages, cleans the tree, makes mount points and the job user, and writes the file system image to the file `rootfs` of the
 # build's directory, which is descriptor 3 (see setup.sh).
 #
 # Environment: CT_USER_NAME, CT_USER_UID, CT_USER_GID, CT_USER_HOME, SOURCE_DATE_EPOCH. Names and numbers were
@@ -15,6 +15,25 @@ work=$root/.ct
 mkdir -p "$work/view"
 mount --bind "$root" "$work/view"
 cd "$work/view"
+
+# npm packages, where `npm install --global` puts them. Names and paths were checked by whoever wrote the plan.
+say npm
+modules=usr/local/lib/node_modules
+while read -r kind first second third; do
+  case $kind in
+  archive)
+    mkdir -p "$modules/$second"
+    tar --extract --gzip --file="/proc/self/fd/3/npm/$first" --directory="$modules/$second" --strip-components=1 \
+      --no-same-owner --no-same-permissions
+    # Some archives have odd modes; npm evens them out, too.
+    chmod -R u+rwX,go+rX,go-w "$modules/$second"
+    ;;
+  program)
+    chmod 0755 "$modules/$second/$third"
+    ln -s "../lib/node_modules/$second/$third" "usr/local/bin/$first"
+    ;;
+  esac
+done </proc/self/fd/3/npm/plan
 
 say cleaning
 # Files of the build, and of package management that is over.
