@@ -27,3 +27,8 @@ export interface Alert {
   /** How often it happened in this run so far, this time included. */
   readonly count: number;
 }
+
+/** Where alerts go. Filing never throws and never waits: whoever files one has a VM to kill. */
+export interface AlertSink {
+  file(alert: Alert): void;
+}
