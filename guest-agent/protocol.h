@@ -50,6 +50,7 @@
 #define CT_PROBE_PATH "/run/ct/bin/probe"
 #define CT_WORKSPACE_DIRECTORY "/workspace"
 #define CT_CONTROL_PORT_NAME "ct.control"
+#define CT_EGRESS_PORT_NAME "ct.egress"
 
 #define CT_RECORD_HEADER_BYTES 5
 /* src/protocol/limits.ts: MAX_RECORD_BYTES. Host-controlled length; checked before anything is allocated. */

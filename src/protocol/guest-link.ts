@@ -88,3 +88,5 @@ export const WORKSPACE_DIRECTORY = '/workspace';
 
 /** Name of the control port on virtio-serial. */
 export const CONTROL_PORT_NAME = 'ct.control';
+/** Name of the egress port: there the guest is the HTTP/2 client. */
+export const EGRESS_PORT_NAME = 'ct.egress';

@@ -37,6 +37,8 @@ export interface Vm {
    * made, so that no guest byte is ever read by the daemon.
    */
   readonly control: Socket;
+  /** The egress channel, unread; the same holds. Destroyed with the VM if nobody takes it. */
+  readonly egress: Socket;
   /** Settles when the VMM process has ended, however it came to it; never rejects. */
   readonly exited: Promise<VmExit>;
   /** What the guest's console and the VMM printed last, fit for a terminal. */

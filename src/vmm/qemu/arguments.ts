@@ -3,7 +3,7 @@
  * descriptor, so that no file or socket has a name that could leak, collide or be swept away under it.
  */
 
-import { CONTROL_PORT_NAME } from '../../protocol/guest-link.ts';
+import { CONTROL_PORT_NAME, EGRESS_PORT_NAME } from '../../protocol/guest-link.ts';
 import type { Accelerator } from '../../protocol/run.ts';
 import type { BootSource } from '../driver.ts';
 
@@ -17,6 +17,7 @@ export const Fd = {
   volume: 8,
   kernel: 9,
   initramfs: 10,
+  egress: 11,
 } as const;
 
 /**
@@ -65,6 +66,8 @@ export function qemuArguments(options: QemuArgumentsOptions): string[] {
     ...['-device', 'virtio-serial-device,max_ports=4'],
     ...['-chardev', `socket,id=control,fd=${Fd.control}`],
     ...['-device', `virtserialport,chardev=control,name=${CONTROL_PORT_NAME},nr=1`],
+    ...['-chardev', `socket,id=egress,fd=${Fd.egress}`],
+    ...['-device', `virtserialport,chardev=egress,name=${EGRESS_PORT_NAME},nr=2`],
     ...drive('rootfs', Fd.rootfs, true),
     ...drive('volume', Fd.volume, false),
     ...(purpose === 'clone'

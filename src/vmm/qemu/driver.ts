@@ -109,6 +109,7 @@ export class QemuDriver implements VmmDriver {
         volume,
         kernel,
         initramfs,
+        'pipe',
       ],
       ...(this.accelerator === 'kvm' ? { devices: ['/dev/kvm'] } : {}),
       ...(purpose === 'template' ? { memfd: { fd: Fd.ram, bytes: source.shape.memoryMib * MIB } } : {}),
@@ -138,16 +139,20 @@ function load(process: VmmProcess, deviceState: Buffer): void {
 class QemuVm implements Vm {
   readonly pid: number;
   readonly control: Socket;
+  readonly egress: Socket;
   readonly exited: Promise<VmExit>;
   protected readonly process: VmmProcess;
 
   constructor(process: VmmProcess) {
     const control = process.sockets.get(Fd.control);
-    if (!control)
+    const egress = process.sockets.get(Fd.egress);
+    if (!control || !egress)
       throw new CtError('VMM_START_FAILED', `the VMM could not be started: ${process.diagnostics()}`);
     this.process = process;
     this.pid = process.pid;
     this.control = control;
+    // A VMM that ends is reported by `exited`; an error here, before somebody takes the channel, says nothing more.
+    this.egress = egress.on('error', () => {});
     this.exited = process.exited;
   }
 
