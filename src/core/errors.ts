@@ -200,6 +200,67 @@ export const ERROR_CODES = {
     http: 500,
     when: 'a state directory belongs to another user or is accessible to others',
   },
+  SIGNATURE_MISSING: { kind: 'policy', http: 403, when: 'policy demands a signature and there is none' },
+  SIGNATURE_MALFORMED: {
+    kind: 'policy',
+    http: 403,
+    when: 'a signature is too large, is no Sigstore bundle, or signs no in-toto statement where one is expected',
+  },
+  SIGNATURE_INVALID: {
+    kind: 'policy',
+    http: 403,
+    when: 'a signature, or the log entry or timestamp that belongs to it, does not verify',
+  },
+  SIGNATURE_UNTRUSTED: {
+    kind: 'policy',
+    http: 403,
+    when: 'the identity, issuer, key or certificate authority of a signer is not accepted',
+  },
+  SIGNATURE_SUBJECT_MISMATCH: {
+    kind: 'policy',
+    http: 403,
+    when: 'a signature is about another artifact than the one at hand',
+  },
+  SIGNATURE_PREDICATE_MISMATCH: {
+    kind: 'policy',
+    http: 403,
+    when: 'a signed statement says something of another type than the one that was asked for',
+  },
+  SIGNATURE_EXPIRED: {
+    kind: 'policy',
+    http: 403,
+    when: 'the certificate or key of a signer was not valid when it signed, or that time lies in the future',
+  },
+  SIGNATURE_LOG_MISSING: {
+    kind: 'policy',
+    http: 403,
+    when: 'policy demands an entry of a transparency log that a signature does not have',
+  },
+  SIGNATURE_TIMESTAMP_MISSING: {
+    kind: 'policy',
+    http: 403,
+    when: 'policy demands a trusted timestamp that a signature does not have',
+  },
+  TRUST_INVALID: {
+    kind: 'user',
+    http: 400,
+    when: 'a trusted root, a trusted key or the rule for accepted signers does not parse or accepts nobody',
+  },
+  SIGNING_KEY_INVALID: {
+    kind: 'user',
+    http: 400,
+    when: 'a private key cannot be read, its passphrase is wrong, or it cannot make the signature asked for',
+  },
+  SIGNING_CONFIG_INVALID: {
+    kind: 'user',
+    http: 400,
+    when: 'the description of signing services does not parse, or names none that can be used',
+  },
+  SIGNING_FAILED: {
+    kind: 'system',
+    http: 502,
+    when: 'a signing service or command failed, did not answer in time, or gave no usable answer',
+  },
   INTERNAL: { kind: 'system', http: 500, when: 'something happened that should not; please report it' },
 } as const satisfies Record<string, CodeInfo>;
 
