@@ -1,0 +1,138 @@
+/**
+ * What a link process asks of the network, and what it is answered: src/egress/control.ts, in messages. Every question is
+ * answered, also those that want nothing but to be heard, so that one bound on open questions bounds them all.
+ */
+import type { OtherAttempt, StreamFacts } from '../egress/control.ts';
+import { canonicalAddress } from './address-classes.ts';
+
+/**
+ * Open questions of one link process. An honest one keeps to it however many connections its guest opens; more of them
+ * than this, and it is not ours any more. Times the length of the longest question, they fit what a link process may say
+ * at a time (MAX_REPLY_BYTES of guarded-channel.ts).
+ */
+export const MAX_OPEN_QUESTIONS = 200;
+/** Of these, connections that are being made: one to nowhere takes seconds, and names are to be answered meanwhile. */
+export const MAX_OPEN_DIALS = 128;
+/** RFC 1035, section 2.3.4, as text without the final dot. */
+const MAX_NAME_BYTES = 253;
+/** What a guest claims to talk to: SNI (RFC 6066) and Host; longer is no name. */
+const MAX_CLAIM_BYTES = 255;
+const MAX_BYTES_TOLD = Number.MAX_SAFE_INTEGER;
+
+/** Lower-case labels; `_` is in use though no host may have it. Whether it is an address, `literal` says. */
+const NAME = /^(?!-)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*$/;
+const QUERY_TYPE = /^[A-Z0-9]{1,10}$/;
+const CLAIM = /^[\x21-\x7e]*$/;
+const OTHER_ATTEMPTS: readonly unknown[] = [
+  'udp',
+  'raw-socket',
+  'packet-socket',
+  'other-family',
+] satisfies OtherAttempt['what'][];
+
+export type EgressAsk =
+  | { readonly ask: 'dns'; readonly name: string; readonly queryType: string }
+  | { readonly ask: 'connect'; readonly host: string; readonly literal: boolean; readonly port: number }
+  | { readonly ask: 'inspect'; readonly connection: number; readonly facts: StreamFacts }
+  | { readonly ask: 'attempted'; readonly attempt: OtherAttempt }
+  | { readonly ask: 'closed'; readonly connection: number; readonly sent: number; readonly received: number };
+
+/** `id`: 1 for the first question of a link process, and one more for each after it. */
+export type EgressQuestion = { readonly type: 'egress'; readonly id: number } & EgressAsk;
+
+export type EgressAnswer =
+  | { readonly allowed: true }
+  | { readonly allowed: false; readonly message: string; readonly hint?: string }
+  /** The socket comes with the message. */
+  | { readonly connected: true; readonly connection: number }
+  | { readonly connected: false; readonly reason: 'denied' | 'unreachable'; readonly message: string }
+  | { readonly heard: true };
+
+/** Undefined if it is none: then its sender is not ours any more. Addresses come out canonical. */
+export function parseEgressQuestion(message: Readonly<Record<string, unknown>>): EgressQuestion | undefined {
+  const { id } = message;
+  const ask = isCount(id) ? parseAsk(message) : undefined;
+  return ask && { type: 'egress', id: id as number, ...ask };
+}
+
+function parseAsk(message: Readonly<Record<string, unknown>>): EgressAsk | undefined {
+  const { ask, name, queryType, host, literal, port, connection, sent, received } = message;
+  if (ask === 'dns') {
+    return isName(name) && matches(queryType, QUERY_TYPE) ? { ask, name, queryType } : undefined;
+  }
+  if (ask === 'connect') {
+    if (!isPort(port) || typeof literal !== 'boolean' || typeof host !== 'string') return undefined;
+    if (!literal) return isName(host) ? { ask, host, literal, port } : undefined;
+    const address = canonicalAddress(host.slice(0, MAX_NAME_BYTES));
+    return address === undefined ? undefined : { ask, host: address, literal, port };
+  }
+  if (ask === 'inspect') {
+    const facts = parseFacts(message['facts']);
+    return facts && isCount(connection) ? { ask, connection, facts } : undefined;
+  }
+  if (ask === 'attempted') {
+    const attempt = parseAttempt(message['attempt']);
+    return attempt && { ask, attempt };
+  }
+  if (ask === 'closed') {
+    return isCount(connection) && isCount(sent) && isCount(received)
+      ? { ask, connection, sent, received }
+      : undefined;
+  }
+  return undefined;
+}
+
+function parseFacts(value: unknown): StreamFacts | undefined {
+  if (typeof value !== 'object' || value === null) return undefined;
+  const { protocol, sni, ech, httpHost } = value as Record<string, unknown>;
+  if (protocol === 'ssh' || protocol === 'unknown') return { protocol };
+  if (protocol === 'tls' && isClaim(sni) && typeof ech === 'boolean') return { protocol, sni, ech };
+  if (protocol === 'http' && isClaim(httpHost)) return { protocol, httpHost };
+  return undefined;
+}
+
+function parseAttempt(value: unknown): OtherAttempt | undefined {
+  if (typeof value !== 'object' || value === null) return undefined;
+  const { what, address, port } = value as Record<string, unknown>;
+  if (!OTHER_ATTEMPTS.includes(what)) return undefined;
+  const canonical =
+    typeof address === 'string' ? canonicalAddress(address.slice(0, MAX_NAME_BYTES)) : undefined;
+  if (address !== undefined && canonical === undefined) return undefined;
+  if (port !== undefined && !(port === 0 || isPort(port))) return undefined;
+  return {
+    what: what as OtherAttempt['what'],
+    ...(canonical === undefined ? {} : { address: canonical }),
+    ...(port === undefined ? {} : { port: port as number }),
+  };
+}
+
+/**
+ * What of a guest's claim may be told: anything that is no name becomes something that equals none. For the sender, who
+ * must not be ended because of what its guest wrote.
+ */
+export function tellableClaim(claim: string | null): string | null {
+  return isClaim(claim) ? claim : String(claim).slice(0, MAX_CLAIM_BYTES).replaceAll(/[^\x21-\x7e]/g, '?');
+}
+
+function isClaim(value: unknown): value is string | null {
+  return (
+    value === null || (typeof value === 'string' && value.length <= MAX_CLAIM_BYTES && CLAIM.test(value))
+  );
+}
+
+/** Whether questions about this name may be asked at all. */
+export function isName(value: unknown): value is string {
+  return typeof value === 'string' && value.length <= MAX_NAME_BYTES && NAME.test(value);
+}
+
+function matches(value: unknown, pattern: RegExp): value is string {
+  return typeof value === 'string' && pattern.test(value);
+}
+
+function isPort(value: unknown): value is number {
+  return Number.isInteger(value) && (value as number) >= 1 && (value as number) <= 0xffff;
+}
+
+function isCount(value: unknown): value is number {
+  return Number.isInteger(value) && (value as number) >= 0 && (value as number) <= MAX_BYTES_TOLD;
+}
