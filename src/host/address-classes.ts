@@ -3,7 +3,8 @@
  * metadata services of clouds, addresses that carry an IPv4 address inside, and this machine's own. Facts only; policy
  * makes something of them.
  */
-import { BlockList, isIP, isIPv4, SocketAddress } from 'node:net';
+import { BlockList, isIPv4 } from 'node:net';
+import { canonicalAddress } from '../policy/address.ts';
 import type { AddressClass } from '../policy/input.ts';
 
 type SpecialRange = readonly [network: string, prefix: number];
@@ -103,13 +104,6 @@ export function addressClasses(text: string, own: ReadonlySet<string>): readonly
     }
   }
   return [...found].sort();
-}
-
-/** As RFC 5952 writes it, IPv4 in dotted decimals; undefined if it is none, or has a zone. */
-export function canonicalAddress(text: string): string | undefined {
-  const version = text.includes('%') ? 0 : isIP(text);
-  if (version === 0) return undefined;
-  return new SocketAddress({ address: text, family: version === 4 ? 'ipv4' : 'ipv6' }).address;
 }
 
 /** Every IPv4 address that one of the forms of `translated` would carry in these 16 bytes. */

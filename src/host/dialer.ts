@@ -5,8 +5,9 @@ import { isIPv6, Socket } from 'node:net';
 import { networkInterfaces } from 'node:os';
 import { withDeadline } from '../core/deadline.ts';
 import { CtError, messageOf } from '../core/errors.ts';
+import { canonicalAddress } from '../policy/address.ts';
 import type { AddressFact } from '../policy/input.ts';
-import { addressClasses, canonicalAddress } from './address-classes.ts';
+import { addressClasses } from './address-classes.ts';
 
 /** An address that does not answer gets a rival after this long: RFC 8305, section 8. */
 const ATTEMPT_DELAY_MS = 250;

@@ -3,7 +3,8 @@
  * answered, also those that want nothing but to be heard, so that one bound on open questions bounds them all.
  */
 import type { OtherAttempt, StreamFacts } from '../egress/control.ts';
-import { canonicalAddress } from './address-classes.ts';
+import { canonicalAddress } from '../policy/address.ts';
+import { canonicalHost } from '../policy/destination.ts';
 
 /**
  * Open questions of one link process. An honest one keeps to it however many connections its guest opens; more of them
@@ -13,14 +14,12 @@ import { canonicalAddress } from './address-classes.ts';
 export const MAX_OPEN_QUESTIONS = 200;
 /** Of these, connections that are being made: one to nowhere takes seconds, and names are to be answered meanwhile. */
 export const MAX_OPEN_DIALS = 128;
-/** RFC 1035, section 2.3.4, as text without the final dot. */
+/** Looked at of a name or an address: RFC 1035, section 2.3.4, as text without the final dot. */
 const MAX_NAME_BYTES = 253;
 /** What a guest claims to talk to: SNI (RFC 6066) and Host; longer is no name. */
 const MAX_CLAIM_BYTES = 255;
 const MAX_BYTES_TOLD = Number.MAX_SAFE_INTEGER;
 
-/** Lower-case labels; `_` is in use though no host may have it. Whether it is an address, `literal` says. */
-const NAME = /^(?!-)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*$/;
 const QUERY_TYPE = /^[A-Z0-9]{1,10}$/;
 const CLAIM = /^[\x21-\x7e]*$/;
 const OTHER_ATTEMPTS: readonly unknown[] = [
@@ -111,7 +110,11 @@ function parseAttempt(value: unknown): OtherAttempt | undefined {
  * must not be ended because of what its guest wrote.
  */
 export function tellableClaim(claim: string | null): string | null {
-  return isClaim(claim) ? claim : String(claim).slice(0, MAX_CLAIM_BYTES).replaceAll(/[^\x21-\x7e]/g, '?');
+  return isClaim(claim)
+    ? claim
+    : String(claim)
+        .slice(0, MAX_CLAIM_BYTES)
+        .replaceAll(/[^\x21-\x7e]/g, '?');
 }
 
 function isClaim(value: unknown): value is string | null {
@@ -122,7 +125,9 @@ function isClaim(value: unknown): value is string | null {
 
 /** Whether questions about this name may be asked at all. */
 export function isName(value: unknown): value is string {
-  return typeof value === 'string' && value.length <= MAX_NAME_BYTES && NAME.test(value);
+  if (typeof value !== 'string' || value.length > MAX_NAME_BYTES || value.startsWith('*')) return false;
+  const canonical = canonicalHost(value);
+  return 'host' in canonical && !canonical.literal && canonical.host === value;
 }
 
 function matches(value: unknown, pattern: RegExp): value is string {
