@@ -97,21 +97,20 @@ export class AlertFile {
     this.#syncing ??= this.#sync(this.#descriptor);
   }
 
-  /** Rejects with STORE_FULL if the disk could not take what was appended. */
+  /** Why something that was appended has not reached the disk, if that is so. */
+  get failure(): string | undefined {
+    return this.#syncFailure;
+  }
+
+  /** Resolves when the disk has what was appended, or has failed. */
   async settled(): Promise<void> {
     while (this.#syncing) await this.#syncing;
     await this.#earlierSynced;
-    if (this.#syncFailure !== undefined) {
-      throw new CtError('STORE_FULL', `${this.path} could not be written to the disk: ${this.#syncFailure}`);
-    }
   }
 
   async close(): Promise<void> {
-    try {
-      await this.settled();
-    } finally {
-      closeSync(this.#descriptor);
-    }
+    await this.settled();
+    closeSync(this.#descriptor);
   }
 
   /** One at a time, off the event loop: a disk may take a second for it. */
