@@ -1,0 +1,427 @@
+/**
+ * What the daemon makes of the questions that one run's link process asks about the network: policy is asked, names are
+ * resolved, policy is asked again, a connection is made and handed over. Everything that is new is on record before it is
+ * answered; what was asked before is answered as before, and counted.
+ *
+ * The link process has read guest bytes: it may ask anything, in any number. It gets one evaluation per turn of the event
+ * loop, so that other runs and the daemon's other work come in between.
+ */
+import type { Socket } from 'node:net';
+import { printable } from '../core/bounded-tail.ts';
+import { CtError, messageOf } from '../core/errors.ts';
+import type { StreamFacts } from '../egress/control.ts';
+import type { Decided, Denial, EgressDecision } from '../policy/decision.ts';
+import { narrowIndex } from '../policy/destination.ts';
+import {
+  type DestinationIndex,
+  type EgressInput,
+  type EgressRequest,
+  INPUT_VERSION,
+  type RunFacts,
+} from '../policy/input.ts';
+import type { NetworkMode } from '../protocol/network.ts';
+import type { RunEvent, StepRequest } from '../protocol/run.ts';
+import { type DialSession, Unreachable } from './dialer.ts';
+import { type EgressAnswer, type EgressQuestion, MAX_OPEN_QUESTIONS } from './egress-messages.ts';
+
+/** Connections of a run that are open or being made; each holds a descriptor of its link process. */
+export const MAX_CONNECTIONS = 1000;
+/** Decisions that a run is answered from without an evaluation; what is asked again later is evaluated again. */
+const MAX_REMEMBERED = 1000;
+/** Refusals that the job's log names; the decision log has all of them. */
+const MAX_NOTICES = 100;
+
+/** What the gate needs of a policy engine. A decision that could not be made is a denial. */
+export interface EgressPolicy {
+  decideEgress(input: EgressInput): Decided<EgressDecision> | Promise<Decided<EgressDecision>>;
+}
+
+/** Where decisions are put on record. */
+export interface EgressRecord {
+  /** The id of the entry. Throws if it cannot be recorded: then the answer is no. */
+  add(input: EgressInput, decided: Decided<EgressDecision>): string;
+  /** The decision of that id was given once more. */
+  repeat(id: string): void;
+}
+
+/** A decision that was put on record. */
+export interface RecordedDecision {
+  readonly id: string;
+  readonly request: EgressRequest;
+  readonly decision: EgressDecision;
+  /** How often it was given, this time included. */
+  readonly count: number;
+  readonly step: string | undefined;
+}
+
+export interface EgressGateOptions {
+  readonly run: RunFacts;
+  readonly steps: readonly Pick<StepRequest, 'name' | 'network'>[];
+  /** What admission gave the run. */
+  readonly network: { readonly mode: NetworkMode; readonly allow: DestinationIndex };
+  readonly policy: EgressPolicy;
+  readonly dial: DialSession;
+  readonly record: EgressRecord;
+  /** Told of every decision that is no plain yes, also when it is given again. */
+  readonly onDenial: (denied: RecordedDecision & { readonly denial: Denial }) => void;
+}
+
+/** The link process that asks, and the run it asks for. */
+export interface EgressPeer {
+  /** Sends an answer; disposal lets go of a socket that the process never took. */
+  answer(id: number, answer: EgressAnswer, socket?: Socket): Disposable;
+  /** Something for the job's log. */
+  tell(event: RunEvent): void;
+  /** Policy ends the run: called in the turn of the decision, once; nothing is answered afterwards. */
+  terminate(error: CtError): void;
+}
+
+interface Connection {
+  readonly host: string;
+  readonly port: number;
+  readonly literal: boolean;
+  readonly handle: Disposable;
+}
+
+interface Remembered {
+  readonly settled: Promise<Settled>;
+  count: number;
+}
+
+interface Settled {
+  /** Absent if the decision could not be recorded. */
+  readonly id: string | undefined;
+  readonly decision: EgressDecision;
+}
+
+export class EgressGate {
+  readonly #options: EgressGateOptions;
+  readonly #peer: EgressPeer;
+  readonly #ended = new AbortController();
+  readonly #remembered = new Map<string, Remembered>();
+  readonly #connections = new Map<number, Connection>();
+  readonly #turns: (() => void)[] = [];
+  readonly #noticed = new Set<string>();
+  #isTurning = false;
+  #lastQuestion = 0;
+  #openQuestions = 0;
+  #lastConnection = 0;
+  /** Being made. */
+  #dials = 0;
+  #step: number | undefined;
+
+  constructor(options: EgressGateOptions, peer: EgressPeer) {
+    this.#options = options;
+    this.#peer = peer;
+  }
+
+  /** The step that runs, or none. What the link process says of it is all there is. */
+  set step(index: number | undefined) {
+    this.#step = index !== undefined && index < this.#options.steps.length ? index : undefined;
+  }
+
+  /**
+   * Takes a question; it is answered later. Throws LINK_DIED if no honest process would ask it: too many at once, ids out
+   * of turn, connections that it does not have.
+   */
+  question(question: EgressQuestion): void {
+    if (this.#ended.signal.aborted) return;
+    if (question.id !== this.#lastQuestion + 1) throw hostile('asks out of turn');
+    this.#lastQuestion = question.id;
+    this.#openQuestions += 1;
+    if (this.#openQuestions > MAX_OPEN_QUESTIONS) {
+      throw hostile(`asks more than ${MAX_OPEN_QUESTIONS} questions at a time`);
+    }
+    if (
+      (question.ask === 'inspect' || question.ask === 'closed') &&
+      !this.#connections.has(question.connection)
+    ) {
+      throw hostile('speaks of a connection that it does not have');
+    }
+    void this.#serve(question);
+  }
+
+  /** Nothing is answered or connected any more. Idempotent. */
+  close(): void {
+    this.#ended.abort(new CtError('CANCELLED', 'the run has ended'));
+    this.#turns.length = 0;
+    this.#connections.clear();
+  }
+
+  async #serve(question: EgressQuestion): Promise<void> {
+    let answer: EgressAnswer;
+    let socket: Socket | undefined;
+    try {
+      if (question.ask === 'connect') {
+        const made = await this.#connect(question);
+        if ('socket' in made) {
+          socket = made.socket;
+          this.#connected(question, socket);
+          return;
+        }
+        answer = made;
+      } else {
+        answer = await this.#answerTo(question);
+      }
+    } catch (error) {
+      // The run ended meanwhile, or something is wrong with us: nothing is allowed because of it.
+      socket?.destroy();
+      answer = { allowed: false, message: messageOf(error) };
+      if (question.ask === 'connect')
+        answer = { connected: false, reason: 'denied', message: messageOf(error) };
+    }
+    if (this.#ended.signal.aborted) return;
+    this.#openQuestions -= 1;
+    this.#peer.answer(question.id, answer);
+  }
+
+  async #answerTo(question: Exclude<EgressQuestion, { ask: 'connect' }>): Promise<EgressAnswer> {
+    switch (question.ask) {
+      case 'dns':
+        return verdict(await this.#decide({ kind: 'dns', name: question.name, type: question.queryType }));
+      case 'inspect': {
+        const { connection, facts } = question;
+        const { host, port, literal } = this.#connections.get(connection) as Connection;
+        return verdict(await this.#decide({ kind: 'stream', host, port, literal, ...streamFacts(facts) }));
+      }
+      case 'attempted':
+        await this.#decide({ kind: 'other', ...question.attempt });
+        return { heard: true };
+      case 'closed':
+        this.#connections.get(question.connection)?.handle[Symbol.dispose]();
+        this.#connections.delete(question.connection);
+        return { heard: true };
+    }
+  }
+
+  async #connect(destination: {
+    readonly host: string;
+    readonly port: number;
+    readonly literal: boolean;
+  }): Promise<{ readonly socket: Socket } | EgressAnswer> {
+    const { host, port, literal } = destination;
+    const request = await this.#decide({ kind: 'connect', host, port, literal });
+    if (request.action !== 'allow') return denied(request);
+    if (this.#connections.size + this.#dials >= MAX_CONNECTIONS) {
+      return unreachable(`the run has ${MAX_CONNECTIONS} connections open, and may have no more`);
+    }
+    this.#dials += 1;
+    try {
+      const { dial } = this.#options;
+      const addresses = literal ? dial.literal(host) : await dial.resolve(host);
+      const decision = await this.#decide({ kind: 'address', host, port, literal, addresses });
+      if (decision.action !== 'allow') return denied(decision);
+      // Exactly those that were decided about.
+      const targets = addresses.map(({ address }) => address);
+      return { socket: await dial.connect(targets, port, this.#ended.signal) };
+    } catch (error) {
+      if (error instanceof Unreachable) return unreachable(`${host} port ${port}: ${error.message}`);
+      throw error;
+    } finally {
+      this.#dials -= 1;
+    }
+  }
+
+  #connected(question: Extract<EgressQuestion, { ask: 'connect' }>, socket: Socket): void {
+    if (this.#ended.signal.aborted) {
+      socket.destroy();
+      return;
+    }
+    const { id, host, port, literal } = question;
+    const connection = ++this.#lastConnection;
+    this.#openQuestions -= 1;
+    const handle = this.#peer.answer(id, { connected: true, connection }, socket);
+    this.#connections.set(connection, { host, port, literal, handle });
+  }
+
+  /** Rejects when the run has ended, which a decision may do. */
+  async #decide(request: EgressRequest): Promise<EgressDecision> {
+    const step = this.#step;
+    const key = JSON.stringify([step ?? null, request]);
+    let known = this.#remembered.get(key);
+    if (known) {
+      known.count += 1;
+      const { count } = known;
+      const { id, decision } = await known.settled;
+      if (id !== undefined) {
+        this.#options.record.repeat(id);
+        this.#consequences({ id, request, decision, count, step: this.#stepName(step) });
+      }
+      this.#ended.signal.throwIfAborted();
+      return decision;
+    }
+    known = { settled: this.#evaluate(request, step), count: 1 };
+    this.#remember(key, known);
+    const { decision } = await known.settled;
+    this.#ended.signal.throwIfAborted();
+    return decision;
+  }
+
+  #remember(key: string, known: Remembered): void {
+    this.#remembered.set(key, known);
+    known.settled.then(
+      // One that could not be made or recorded may be the next time.
+      ({ id }) => id === undefined && this.#remembered.delete(key),
+      () => this.#remembered.delete(key),
+    );
+    const [oldest] = this.#remembered.keys();
+    if (this.#remembered.size > MAX_REMEMBERED && oldest !== undefined) this.#remembered.delete(oldest);
+  }
+
+  /** New: asks policy when it is this run's turn, puts the answer on record, and draws the consequences at once. */
+  #evaluate(request: EgressRequest, step: number | undefined): Promise<Settled> {
+    const { promise, resolve, reject } = Promise.withResolvers<Settled>();
+    const settle = (input: EgressInput, decided: Decided<EgressDecision>): void => {
+      if (this.#ended.signal.aborted) {
+        reject(this.#ended.signal.reason);
+        return;
+      }
+      const { decision } = decided;
+      let id: string;
+      try {
+        id = this.#options.record.add(input, decided);
+      } catch (error) {
+        const denial = unrecorded(error);
+        resolve({ id: undefined, decision: { action: 'deny', denial } });
+        this.#notice(request, 'deny', denial);
+        return;
+      }
+      resolve({ id, decision });
+      this.#consequences({ id, request, decision, count: 1, step: this.#stepName(step) });
+    };
+    this.#inTurn(() => {
+      const input = this.#input(request, step);
+      let decided: Decided<EgressDecision> | Promise<Decided<EgressDecision>>;
+      try {
+        decided = this.#options.policy.decideEgress(input);
+      } catch (error) {
+        reject(error);
+        return;
+      }
+      // Not awaited where it need not be: a violation ends the VM in this turn.
+      if (decided instanceof Promise) decided.then((late) => settle(input, late)).catch(reject);
+      else settle(input, decided);
+    });
+    return promise;
+  }
+
+  #input(request: EgressRequest, step: number | undefined): EgressInput {
+    const { run, network, steps } = this.#options;
+    const current = step === undefined ? undefined : steps[step];
+    return {
+      version: INPUT_VERSION,
+      run,
+      ...(current && step !== undefined
+        ? { step: { index: step, name: current.name, network: current.network !== 'none' } }
+        : {}),
+      network: { mode: network.mode, allow: narrowIndex(network.allow, subjectOf(request)) },
+      request,
+    };
+  }
+
+  #consequences(recorded: RecordedDecision): void {
+    const { denial, action } = recorded.decision;
+    if (!denial || this.#ended.signal.aborted) return;
+    this.#options.onDenial({ ...recorded, denial });
+    this.#notice(recorded.request, action, denial);
+    if (action !== 'terminate') return;
+    this.close();
+    this.#peer.terminate(violation(denial));
+  }
+
+  #notice(request: EgressRequest, action: EgressDecision['action'], denial: Denial): void {
+    const { host, port } = destinationOf(request);
+    const key = JSON.stringify([denial.rule, host, port]);
+    if (this.#noticed.has(key) && action !== 'terminate') return;
+    if (this.#noticed.size > MAX_NOTICES && action !== 'terminate') return;
+    this.#noticed.add(key);
+    if (this.#noticed.size > MAX_NOTICES && action !== 'terminate') {
+      const message = `the network refused more; all of it: ct policy explain ${this.#options.run.id}`;
+      this.#peer.tell({ type: 'notice', level: 'warning', message });
+      return;
+    }
+    this.#peer.tell({
+      type: 'network',
+      action: action === 'allow' ? 'recorded' : action === 'deny' ? 'denied' : 'terminated',
+      ...(host === undefined ? {} : { host: printable(host) }),
+      ...(port === undefined ? {} : { port }),
+      rule: denial.rule,
+      message: printable(denial.message),
+      ...(denial.hint === undefined ? {} : { hint: printable(denial.hint) }),
+    });
+  }
+
+  #stepName(step: number | undefined): string | undefined {
+    return step === undefined ? undefined : this.#options.steps[step]?.name;
+  }
+
+  /** One per turn of the event loop. */
+  #inTurn(work: () => void): void {
+    this.#turns.push(work);
+    if (this.#isTurning) return;
+    this.#isTurning = true;
+    setImmediate(this.#turn);
+  }
+
+  readonly #turn = (): void => {
+    const work = this.#turns.shift();
+    if (!work) {
+      this.#isTurning = false;
+      return;
+    }
+    setImmediate(this.#turn);
+    work();
+  };
+}
+
+/** Where a request wants to go, as far as it goes anywhere. */
+export function destinationOf(request: EgressRequest): { readonly host?: string; readonly port?: number } {
+  if (request.kind === 'dns') return { host: request.name };
+  if (request.kind !== 'other') return { host: request.host, port: request.port };
+  return {
+    ...(request.address === undefined ? {} : { host: request.address }),
+    ...(request.port === undefined ? {} : { port: request.port }),
+  };
+}
+
+function subjectOf(request: EgressRequest): string {
+  return destinationOf(request).host ?? '';
+}
+
+function streamFacts(
+  facts: StreamFacts,
+): Pick<Extract<EgressRequest, { kind: 'stream' }>, 'protocol' | 'sni' | 'ech' | 'http_host'> {
+  const { protocol } = facts;
+  if (protocol === 'tls') return { protocol, sni: facts.sni, ech: facts.ech };
+  return protocol === 'http' ? { protocol, http_host: facts.httpHost } : { protocol };
+}
+
+function verdict({ action, denial }: EgressDecision): EgressAnswer {
+  if (action === 'allow') return { allowed: true };
+  const { message = 'policy denies it', hint } = denial ?? {};
+  return { allowed: false, message, ...(hint === undefined ? {} : { hint }) };
+}
+
+function denied({ denial }: EgressDecision): EgressAnswer {
+  return { connected: false, reason: 'denied', message: denial?.message ?? 'policy denies it' };
+}
+
+function unreachable(message: string): EgressAnswer {
+  return { connected: false, reason: 'unreachable', message };
+}
+
+/** What is not on record is not to be. */
+function unrecorded(error: unknown): Denial {
+  const message = `the decision could not be recorded, so the answer is no: ${messageOf(error)}`;
+  return { rule: 'ct.host.unrecorded', message };
+}
+
+function violation({ rule, message, hint }: Denial): CtError {
+  return new CtError('POLICY_VIOLATION', `${printable(message)} (rule ${rule}); the job was ended`, {
+    hint: hint === undefined ? undefined : printable(hint),
+  });
+}
+
+function hostile(what: string): CtError {
+  return new CtError('LINK_DIED', `the link process of the VM ${what}`);
+}
