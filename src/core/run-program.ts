@@ -9,6 +9,8 @@ export interface RunProgramOptions {
   readonly env?: Readonly<Record<string, string>>;
   /** Descriptors of ours that the child gets as 0, 1 (unless captured), 3, 4, …; 0 is /dev/null without it. */
   readonly stdin?: number;
+  /** What the program reads from its stdin, instead. */
+  readonly input?: Uint8Array;
   readonly extraFds?: readonly number[];
   readonly maxOutputBytes: number;
   readonly signal?: AbortSignal;
@@ -23,10 +25,17 @@ export interface RunProgramOptions {
 export async function runProgram(options: RunProgramOptions): Promise<Buffer> {
   const { file, args, maxOutputBytes, failureCode } = options;
   const child = spawn(file, args, {
-    stdio: [options.stdin ?? 'ignore', 'pipe', 'pipe', ...(options.extraFds ?? [])],
+    stdio: [
+      options.input ? 'pipe' : (options.stdin ?? 'ignore'),
+      'pipe',
+      'pipe',
+      ...(options.extraFds ?? []),
+    ],
     env: { PATH: process.env['PATH'] ?? '/usr/sbin:/usr/bin:/sbin:/bin', LC_ALL: 'C', ...options.env },
     ...(options.signal ? { signal: options.signal, killSignal: 'SIGKILL' as const } : {}),
   });
+  child.stdin?.on('error', () => {}); // one that does not read to the end is judged by its exit status
+  child.stdin?.end(options.input);
   const stderr = new BoundedTail(4096);
   const output: Buffer[] = [];
   let outputBytes = 0;
