@@ -3,6 +3,7 @@ import type { JobEnd } from '../../job/schedule.ts';
 import type { RunEvent } from '../../protocol/run.ts';
 import type { Stream } from '../output.ts';
 import { formatError, formatHint, oneLine } from './format.ts';
+import { explainHint, networkLines } from './network.ts';
 import type { JobRecord } from './record.ts';
 import type { Renderer } from './renderer.ts';
 import type { Terminal } from './terminal.ts';
@@ -37,6 +38,8 @@ export class CommandRenderer implements Renderer {
     if (event.type === 'queued' || event.type === 'preparing') this.#announce(job.phase);
     else if (event.type === 'step-start') this.#announce(undefined);
     else if (event.type === 'notice' && event.level === 'warning') this.notice(job, 'warning', event.message);
+    else if (event.type === 'network' && event.action === 'denied')
+      this.#terminal.line(networkLines(event, this.#terminal.style));
     else if (event.type === 'step-end' && event.hint !== undefined)
       this.#terminal.line(formatHint(event.hint));
   }
@@ -51,12 +54,14 @@ export class CommandRenderer implements Renderer {
       this.#terminal.line(`${this.#terminal.style.yellow('warning')}: ${oneLine(message)}`);
   }
 
-  jobEnd(_job: JobRecord, end: JobEnd): void {
+  jobEnd(job: JobRecord, end: JobEnd): void {
     this[Symbol.dispose]();
     if (end.state !== 'ran' || !end.result.error) return;
     const { outcome, error } = end.result;
     if (outcome !== 'failure' && outcome !== 'success')
       this.#terminal.line(formatError(error, this.#terminal.style));
+    const explain = explainHint(end, job.run);
+    if (explain !== undefined) this.#terminal.line(`ct: ${explain}`);
   }
 
   end(): void {

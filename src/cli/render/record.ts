@@ -2,7 +2,19 @@
 import { ERROR_CODES, type ErrorReport, EXIT_STATUS } from '../../core/errors.ts';
 import type { PlannedJob } from '../../job/plan.ts';
 import type { JobEnd } from '../../job/schedule.ts';
-import type { Accelerator, JobOutcome, RunEvent, StepOutcome, VmSource } from '../../protocol/run.ts';
+import type { NetworkMode } from '../../protocol/network.ts';
+import type {
+  Accelerator,
+  JobOutcome,
+  ResolvedPreset,
+  RunEvent,
+  StepOutcome,
+  VmSource,
+} from '../../protocol/run.ts';
+import type { NetworkNotice } from './network.ts';
+
+/** The daemon sends fewer; it may be of another version. */
+const MAX_NETWORK_NOTICES = 1000;
 
 export interface StepRecord {
   readonly name: string;
@@ -34,6 +46,12 @@ export class JobRecord {
   claimMs?: number;
   destroyMs?: number;
   artifacts?: ArtifactsRecord;
+  policy?: {
+    readonly digest: string;
+    readonly mode: NetworkMode;
+    readonly presets: readonly ResolvedPreset[];
+  };
+  readonly network: NetworkNotice[] = [];
   end?: JobEnd;
   durationMs?: number;
 
@@ -61,6 +79,12 @@ export class JobRecord {
       case 'queued':
         this.run = event.run;
         this.phase = event.reason ?? 'waiting for room on this host';
+        return;
+      case 'admitted':
+        this.policy = { digest: event.policy, mode: event.mode, presets: event.presets };
+        return;
+      case 'network':
+        if (this.network.length < MAX_NETWORK_NOTICES) this.network.push(event);
         return;
       case 'preparing':
         this.phase = `preparing: ${event.what}`;
@@ -202,6 +226,8 @@ export function reportOf(run: RunRecord): unknown {
         hint,
       })),
       artifacts: job.artifacts,
+      policy: job.policy,
+      network: job.network.length === 0 ? undefined : job.network.map(({ type: _, ...notice }) => notice),
     })),
   };
 }

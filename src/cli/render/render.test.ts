@@ -315,3 +315,99 @@ test('an INTERNAL error asks for a report, and shows its stack and causes only f
     /\n {4}at [\s\S]*caused by: TypeError: deep\n {4}at /,
   );
 });
+
+const ADMITTED: RunEvent = {
+  type: 'admitted',
+  policy: `sha256:${'ab'.repeat(32)}`,
+  mode: 'enforce',
+  presets: [{ name: 'npm', destinations: ['mirror.example:443'], source: '/etc/npmrc\u001b[2J' }],
+};
+const DENIED: RunEvent = {
+  type: 'network',
+  action: 'denied',
+  host: 'other.example',
+  port: 443,
+  rule: 'ct.egress.not_allowed',
+  message: 'the job asked for other.example\n\u001b[2J, and nothing allows it',
+  hint: 'add `other.example` to `network: allow` of ct.yml',
+};
+const VIOLATION: JobResult = {
+  outcome: 'violation',
+  exitCode: 122,
+  error: {
+    code: 'POLICY_VIOLATION',
+    message: 'evil.example is banned (rule ct.egress.banned); the job was ended',
+  },
+};
+
+test('a job shows its policy, its presets and what was denied, and at its end what ended it, once', () => {
+  const paper = new Paper();
+  const renderer = new TextRenderer(new Terminal(paper, { live: false }), {
+    jobNames: ['a'],
+    stdoutTo: 'stdout',
+  });
+  const record = job('a', 'one');
+  play(renderer, record, [
+    { type: 'queued', run: 'r1' },
+    ADMITTED,
+    DENIED,
+    { ...DENIED, action: 'recorded', host: 'seen.example', message: 'seen' },
+    { ...DENIED, action: 'terminated', message: 'evil.example is banned' },
+  ]);
+  renderer.jobEnd(record, ran(VIOLATION));
+  assert.equal(
+    paper.text('stderr'),
+    [
+      '• admitted by policy abababababab; network: enforce',
+      '• npm is mirror.example:443 (/etc/npmrc[2J)',
+      'denied: the job asked for other.example [2J, and nothing allows it (rule ct.egress.not_allowed)',
+      '  hint: add `other.example` to `network: allow` of ct.yml',
+      '• not blocked, only recorded: seen (rule ct.egress.not_allowed)',
+      'error[POLICY_VIOLATION]: evil.example is banned (rule ct.egress.banned); the job was ended',
+      '• every decision of the run: ct policy explain r1',
+      '✗ a was stopped for a policy violation',
+      '',
+    ].join('\n'),
+  );
+  record.finish(ran(VIOLATION), 1);
+  const report = JSON.parse(JSON.stringify(reportOf({ jobs: [record], durationMs: 1, exitStatus: 122 })));
+  assert.deepEqual(report.jobs[0].policy.mode, 'enforce');
+  assert.deepEqual(
+    report.jobs[0].network.map(({ action, host }: { action: string; host: string }) => [action, host]),
+    [
+      ['denied', 'other.example'],
+      ['recorded', 'seen.example'],
+      ['terminated', 'other.example'],
+    ],
+  );
+});
+
+test('a command is told of what was denied and what ended it, and of nothing else', () => {
+  const paper = new Paper();
+  const renderer = new CommandRenderer(new Terminal(paper, { live: false }));
+  const record = job('command', 'curl');
+  play(renderer, record, [
+    { type: 'queued', run: 'r1' },
+    ADMITTED,
+    { ...DENIED, action: 'recorded' },
+    { ...DENIED, message: 'no' },
+    { ...DENIED, action: 'terminated' },
+  ]);
+  renderer.jobEnd(record, ran(VIOLATION));
+  assert.equal(
+    paper.text(),
+    [
+      'denied: no (rule ct.egress.not_allowed)',
+      '  hint: add `other.example` to `network: allow` of ct.yml',
+      'error[POLICY_VIOLATION]: evil.example is banned (rule ct.egress.banned); the job was ended',
+      'ct: every decision of the run: ct policy explain r1',
+      '',
+    ].join('\n'),
+  );
+});
+
+test('a job that policy does not let in ends with the status of policy', () => {
+  const error = { code: 'POLICY_DENIED', message: 'no' } as const;
+  assert.equal(exitStatusOf([ran({ outcome: 'infrastructure', exitCode: 122, error })], 'jobs'), 122);
+  assert.equal(exitStatusOf([ran(VIOLATION)], 'command'), 122);
+});

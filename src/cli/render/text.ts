@@ -5,6 +5,7 @@ import type { RunEvent, StepOutcome, VmSource } from '../../protocol/run.ts';
 import type { Stream } from '../output.ts';
 import { formatBytes, formatElapsed, formatError, formatHint, oneLine } from './format.ts';
 import { LinePrefixer } from './line-prefixer.ts';
+import { admittedLines, explainHint, networkLines } from './network.ts';
 import type { JobRecord, RunRecord, StepRecord } from './record.ts';
 import type { Renderer } from './renderer.ts';
 import type { Terminal } from './terminal.ts';
@@ -57,6 +58,12 @@ export class TextRenderer implements Renderer {
     switch (event.type) {
       case 'queued':
         if (event.reason !== undefined) this.#line(job, dim(`• ${oneLine(event.reason)}`));
+        return;
+      case 'admitted':
+        for (const line of admittedLines(event)) this.#line(job, dim(`• ${line}`));
+        return;
+      case 'network':
+        if (event.action !== 'terminated') this.#line(job, networkLines(event, this.#terminal.style));
         return;
       case 'preparing':
         this.#line(job, dim(`• ${oneLine(job.phase)}`));
@@ -136,6 +143,8 @@ export class TextRenderer implements Renderer {
     }
     // A step that failed has said so; the error repeats it only where it knows more.
     if (error && outcome !== 'failure') this.#line(job, formatError(error, style));
+    const explain = explainHint(end, job.run);
+    if (explain !== undefined) this.#line(job, dim(`• ${explain}`));
     const words = { ...OUTCOME_WORDS, success: 'passed', failure: 'failed' };
     const mark = outcome === 'success' ? green('✓') : red('✗');
     this.#line(job, `${mark} ${job.name} ${words[outcome]}${took}`);
