@@ -18,9 +18,12 @@ export async function runCt(
     readonly cwd?: string;
     readonly env?: Readonly<Record<string, string>>;
     readonly input?: string | Uint8Array;
+    /** A program and its arguments that start another program: `nsenter …`. */
+    readonly through?: readonly string[];
   } = {},
 ): Promise<CtOutcome> {
-  const child = spawn(ctPath, args, {
+  const [file = ctPath, ...rest] = [...(options.through ?? []), ctPath, ...args];
+  const child = spawn(file, rest, {
     cwd: options.cwd,
     env: { PATH: process.env['PATH'], HOME: process.env['HOME'], CI: 'true', ...options.env },
     stdio: [options.input === undefined ? 'ignore' : 'pipe', 'pipe', 'pipe'],
