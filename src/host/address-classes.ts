@@ -59,7 +59,6 @@ const RANGES: Readonly<Partial<Record<AddressClass, readonly SpecialRange[]>>> =
     ['3fff::', 20], // documentation, RFC 9637
   ],
   translated: [
-    ['::ffff:0:0', 96], // IPv4-mapped
     ['::', 96], // IPv4-compatible, deprecated by RFC 4291
     ['64:ff9b::', 96], // RFC 6052
     ['64:ff9b:1::', 48], // RFC 8215
@@ -91,6 +90,8 @@ export function addressClasses(text: string, own: ReadonlySet<string>): readonly
   const found = new Set<AddressClass>();
   if (own.has(address)) found.add('host');
   if (isIPv4(address)) {
+    // The canonical form of an IPv4-mapped address is IPv4, and so is what connects to it.
+    if (!isIPv4(text)) found.add('translated');
     for (const { name, v4 } of LISTS) if (v4.check(address, 'ipv4')) found.add(name);
   } else {
     for (const { name, v6 } of LISTS) if (v6.check(address, 'ipv6')) found.add(name);

@@ -21,8 +21,8 @@ const MAX_REMEMBERED = 1000;
 /** Lookups of one run that wait for the resolver: a slow name server must not hold up other runs. */
 const MAX_LOOKUPS_PER_RUN = 4;
 
-/** Names that the operator has fixed (`egress.resolve` of the policy data), and their addresses. */
-export type FixedAddresses = ReadonlyMap<string, readonly string[]>;
+/** Names that the operator has fixed (`egress.resolve` of the policy data), and the address of each. */
+export type FixedAddresses = ReadonlyMap<string, string>;
 
 export interface DialerOptions {
   /** Asked for every name that is not fixed; that of the machine unless a test has another. */
@@ -67,8 +67,8 @@ export class Dialer {
       () => new CtError('INTERNAL', 'the resolver of this host did not answer in time'),
     );
     const addresses = answers
-      .map(({ address }) => canonicalAddress(address))
-      .filter((one) => one !== undefined);
+      .map(({ address }) => address)
+      .filter((one) => canonicalAddress(one) !== undefined);
     return [...new Set(addresses)].slice(0, MAX_ADDRESSES);
   }
 }
@@ -100,7 +100,7 @@ export class DialSession {
   /** Addresses of `host`, at least one. Rejects with {@link Unreachable}. */
   async resolve(host: string): Promise<readonly AddressFact[]> {
     const fixed = this.#fixed.get(host);
-    if (fixed) return this.#facts(fixed, 'operator');
+    if (fixed !== undefined) return this.#facts([fixed], 'operator');
     let addresses: readonly string[];
     if (this.#lookups >= MAX_LOOKUPS_PER_RUN)
       await new Promise<void>((resolve) => this.#waiting.push(resolve));
@@ -175,7 +175,11 @@ export class DialSession {
 
   #facts(addresses: readonly string[], source: AddressFact['source']): readonly AddressFact[] {
     const own = ownAddresses();
-    return addresses.map((address) => ({ address, classes: addressClasses(address, own), source }));
+    return addresses.map((address) => ({
+      address: canonicalAddress(address) ?? address,
+      classes: addressClasses(address, own),
+      source,
+    }));
   }
 }
 
