@@ -3,10 +3,10 @@
  * their prefix cleared. Strict: no leading zeros, no short forms (`127.1`), no zones (`fe80::1%eth0`).
  */
 
-/** The canonical form, or undefined if `text` is no address. */
+/** The canonical form, or undefined if `text` is no address. An IPv4-mapped one is the IPv4 address that it stands for. */
 export function canonicalAddress(text: string): string | undefined {
   const groups = parseAddress(text);
-  return groups === undefined ? undefined : formatAddress(groups);
+  return groups === undefined ? undefined : formatAddress(groups).replace(/^::ffff:(?=[0-9]+\.)/, '');
 }
 
 /** An address range, `192.0.2.0/24`. */

@@ -1,6 +1,6 @@
-/** What policies answer, version 1. Anything else is a denial that says so (`failedDecision`). */
-import type { NetworkMode } from '../protocol/network.ts';
-import type { Destination } from './destination.ts';
+/** What policies answer, version 1. Anything else is a denial that says so (`failedAdmission`, `failedEgress`). */
+import { NETWORK_MODES, type NetworkMode } from '../protocol/network.ts';
+import { DESTINATION_PROTOCOLS, type Destination } from './destination.ts';
 
 /** One reason, in words for whoever wrote the job. */
 export interface Denial {
@@ -42,4 +42,104 @@ export interface DecisionMeta {
 export interface Decided<D> {
   readonly decision: D;
   readonly meta: DecisionMeta;
+}
+
+/** Decisions as long as their input may be; longer is no answer of ours. */
+const MAX_TEXT = 4096;
+const MAX_DENIALS = 10_000;
+const MAX_DESTINATIONS = 100_000;
+
+/** The denial where policy gave no usable answer: `problem` completes "policy could not be asked: …". */
+export function failedAdmission(problem: string): AdmissionDecision {
+  return {
+    allow: false,
+    denials: [failure('ct.admission.error', problem)],
+    network: { mode: 'enforce', allow: [] },
+  };
+}
+
+/** The same of an event of the network; it denies in every mode, also in `audit`. */
+export function failedEgress(problem: string): EgressDecision {
+  return { action: 'deny', denial: failure('ct.egress.error', problem) };
+}
+
+function failure(rule: string, problem: string): Denial {
+  return {
+    rule,
+    message: `policy could not be asked: ${problem}`,
+    hint: 'this is a fault of the policy of this host, not of the job: ask those who run it',
+  };
+}
+
+/** The decision, or undefined if `value` is anything but one: an unknown key, or a denial without a reason. */
+export function parseAdmissionDecision(value: unknown): AdmissionDecision | undefined {
+  if (!hasKeys(value, ['allow', 'denials', 'network'])) return undefined;
+  const { allow, denials, network } = value;
+  if (typeof allow !== 'boolean' || !isListOf(denials, MAX_DENIALS, isDenial)) return undefined;
+  if (allow !== (denials.length === 0)) return undefined;
+  if (!hasKeys(network, ['mode', 'allow']) || !isMode(network['mode'])) return undefined;
+  const granted = network['allow'];
+  if (!isListOf(granted, MAX_DESTINATIONS, isDestination)) return undefined;
+  return { allow, denials, network: { mode: network['mode'], allow: granted } };
+}
+
+/** As {@link parseAdmissionDecision}. */
+export function parseEgressDecision(value: unknown): EgressDecision | undefined {
+  if (!hasKeys(value, ['action'], ['allowed_by', 'denial'])) return undefined;
+  const { action, allowed_by, denial } = value;
+  if (action !== 'allow' && action !== 'deny' && action !== 'terminate') return undefined;
+  if (allowed_by !== undefined) {
+    return action === 'allow' && denial === undefined && isText(allowed_by)
+      ? { action, allowed_by }
+      : undefined;
+  }
+  return isDenial(denial) ? { action, denial } : undefined;
+}
+
+function isDenial(value: unknown): value is Denial {
+  return (
+    hasKeys(value, ['rule', 'message'], ['hint']) &&
+    isText(value['rule']) &&
+    isText(value['message']) &&
+    (value['hint'] === undefined || isText(value['hint']))
+  );
+}
+
+function isDestination(value: unknown): value is Destination {
+  if (!hasKeys(value, ['rule', 'host', 'port', 'protocol', 'addresses'])) return false;
+  const { rule, host, port, protocol, addresses } = value;
+  return (
+    isText(rule) &&
+    isText(host) &&
+    Number.isInteger(port) &&
+    (port as number) >= (host === '*' ? 0 : 1) &&
+    (port as number) <= 65_535 &&
+    DESTINATION_PROTOCOLS.includes(protocol as never) &&
+    (addresses === 'public' || addresses === 'any')
+  );
+}
+
+function isMode(value: unknown): value is NetworkMode {
+  return NETWORK_MODES.includes(value as never);
+}
+
+function isText(value: unknown): value is string {
+  return typeof value === 'string' && value.length > 0 && value.length <= MAX_TEXT;
+}
+
+function isListOf<T>(value: unknown, max: number, is: (item: unknown) => item is T): value is readonly T[] {
+  return Array.isArray(value) && value.length <= max && value.every(is);
+}
+
+/** A plain object with the keys `needed`, perhaps `possible`, and no others. */
+function hasKeys(
+  value: unknown,
+  needed: readonly string[],
+  possible: readonly string[] = [],
+): value is Readonly<Record<string, unknown>> {
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) return false;
+  return (
+    needed.every((key) => Object.hasOwn(value, key)) &&
+    Object.keys(value).every((key) => needed.includes(key) || possible.includes(key))
+  );
 }

@@ -1,0 +1,665 @@
+/**
+ * Policy data: what operators write (`data.yml`, version 1), checked, and prepared for Rego as `data.ct.config`.
+ *
+ * Preparation is spelling and indexes: one form for names, rules by the host that they are looked up by, settings of a
+ * repository completed by the general ones. It decides nothing. What is not in the file is never "nothing forbidden":
+ * everything that allows is required or empty.
+ */
+import { didYouMean } from '../core/suggest.ts';
+import { type Problem, parseYaml, problemsError, type SourceText } from '../core/yaml-source.ts';
+import { isPresetName, PRESET_NAMES, type PresetName } from '../egress/presets/names.ts';
+import { list, record } from '../job/schema/collections.ts';
+import { object, optional, required } from '../job/schema/objects.ts';
+import { duration, integer, oneOf, size, text } from '../job/schema/scalars.ts';
+import { type Infer, Locations } from '../job/schema/schema.ts';
+import { MAX_NETWORK_ENTRY_BYTES, NETWORK_MODES, type NetworkMode } from '../protocol/network.ts';
+import { parseNetwork } from './address.ts';
+import { canonicalHost, type Destination, indexDestinations, parseDestination } from './destination.ts';
+import type { DestinationIndex } from './input.ts';
+
+/** Written by the operator and generated lists; parsed whole in memory. */
+export const MAX_POLICY_DATA_BYTES = 4 * 1024 * 1024;
+/** More do not fit into the nodes that the YAML reader takes. */
+const MAX_RULES = 50_000;
+const MAX_REPOSITORIES = 5000;
+const MAX_GRANTS = 5000;
+const MAX_PATTERNS = 5000;
+const DAY_MS = 86_400_000;
+
+// ------------------------------------------------------------------------------------------------- schema
+
+const anything = text({ expected: 'a string', pattern: '^[\\s\\S]+$', maxLength: MAX_NETWORK_ENTRY_BYTES });
+const destinations = list(anything, { max: MAX_RULES, expected: 'a list of destinations and presets' });
+const hosts = list(anything, { max: MAX_RULES, expected: 'a list of names, addresses and networks' });
+const patterns = list(anything, {
+  max: MAX_PATTERNS,
+  expected: 'a list of names, or beginnings followed by `*`',
+});
+const mode = oneOf(...NETWORK_MODES);
+const trust = list(oneOf('local', 'trusted', 'untrusted'), {
+  min: 1,
+  max: 3,
+  expected: 'a list of `local`, `trusted` and `untrusted`',
+});
+
+const limitFields = {
+  cpus: integer(1, 1024),
+  memory: size(1, 64 * 1024 * 1024),
+  disk: size(1, 1024 * 1024 * 1024),
+  timeout: duration(1000, 30 * DAY_MS),
+};
+const limitDocs = {
+  cpus: 'Most virtual CPUs of a job.',
+  memory: 'Most memory of a job.',
+  disk: 'Largest volume of a job.',
+  timeout: 'Longest time that a job may ask for.',
+};
+const limits = object(
+  {
+    cpus: required(limitFields.cpus, limitDocs.cpus),
+    memory: required(limitFields.memory, limitDocs.memory),
+    disk: required(limitFields.disk, limitDocs.disk),
+    timeout: required(limitFields.timeout, limitDocs.timeout),
+  },
+  { expected: 'a mapping with `cpus`, `memory`, `disk` and `timeout`' },
+);
+const someLimits = object(
+  {
+    cpus: optional(limitFields.cpus, limitDocs.cpus),
+    memory: optional(limitFields.memory, limitDocs.memory),
+    disk: optional(limitFields.disk, limitDocs.disk),
+    timeout: optional(limitFields.timeout, limitDocs.timeout),
+  },
+  { expected: 'a mapping with some of `cpus`, `memory`, `disk` and `timeout`' },
+);
+
+const SECRET_KEY = {
+  name: '<NAME>',
+  expected: 'the name of a secret, or its beginning followed by `*`',
+  pattern: '^([A-Za-z_][A-Za-z0-9_]{0,126}\\*?|\\*)$',
+};
+/** A pull request of a stranger gets no secret: there is no way to write it down. */
+const secretTrust = list(oneOf('local', 'trusted'), {
+  min: 1,
+  max: 2,
+  expected: 'a list of `local` and `trusted`',
+});
+
+const REPOSITORY_PATTERN = '^(\\*|[A-Za-z0-9._-]+/([A-Za-z0-9._-]+\\*?|\\*))$';
+const repositoryName = text({
+  expected: '`owner/name`, `owner/*`, `owner/beginning*` or `*`',
+  pattern: REPOSITORY_PATTERN,
+  maxLength: 200,
+});
+const repositoryNames = list(repositoryName, { max: MAX_PATTERNS, expected: 'a list of repositories' });
+
+const dataSchema = object(
+  {
+    version: required(integer(1, 1), 'Version of this format.', { advice: 'write `version: 1`' }),
+    'opa-url': optional(
+      text({
+        expected: 'the URL of an OPA server',
+        pattern: '^https?://[^\\s/?#@]+(/[^\\s?#@]*)?$',
+        maxLength: 1000,
+      }),
+      'Decisions are asked of this OPA server in place of the built-in engine.',
+    ),
+    egress: required(
+      object(
+        {
+          mode: required(mode, 'The least strict mode that a job can have.', {
+            advice: 'write `mode: enforce`',
+          }),
+          allow: required(
+            destinations,
+            'What jobs may ask for: destinations, presets, or `*` for everything.',
+            {
+              advice: 'write `allow: []` if jobs may ask for nothing',
+            },
+          ),
+          always: optional(destinations, 'What every job gets unasked.'),
+          block: optional(hosts, 'Denied in every mode, also where a rule allows it.'),
+          ban: optional(hosts, 'As `block`; whoever tries it is ended at once.'),
+          private: optional(
+            record(
+              { name: '<host>', expected: 'a host', pattern: '^[\\s\\S]{1,300}$' },
+              list(anything, { min: 1, max: 1000, expected: 'a list of networks' }),
+              { max: MAX_RULES, expected: 'a mapping of hosts to lists of networks' },
+            ),
+            'Networks beyond the public internet in which the addresses of a host may lie.',
+          ),
+          resolve: optional(
+            record({ name: '<host>', expected: 'a host', pattern: '^[\\s\\S]{1,300}$' }, anything, {
+              max: MAX_RULES,
+              expected: 'a mapping of names to addresses',
+            }),
+            'Addresses that names have on this host, whatever its resolver says; they may be private.',
+          ),
+        },
+        { expected: 'a mapping with `mode` and `allow`' },
+      ),
+      'The network of jobs.',
+      { advice: 'policies/default.yml shows what belongs here' },
+    ),
+    admission: required(
+      object(
+        {
+          trust: required(trust, 'Whose jobs run.', { advice: 'write `trust: [local, trusted]`' }),
+          repositories: required(repositoryNames, 'Repositories whose jobs run.', {
+            advice: "write `repositories: ['*']` for all",
+          }),
+          refs: required(patterns, 'Refs whose jobs run.', { advice: "write `refs: ['*']` for all" }),
+          actors: required(patterns, 'People whose jobs run.', { advice: "write `actors: ['*']` for all" }),
+          images: required(patterns, 'Images that jobs may have: names, or digests.', {
+            advice: "write `images: ['*']` for all",
+          }),
+        },
+        { expected: 'a mapping with `trust`, `repositories`, `refs`, `actors` and `images`' },
+      ),
+      'Which jobs run.',
+      { advice: 'policies/default.yml shows what belongs here' },
+    ),
+    limits: required(limits, 'What a job may have at most.', {
+      advice: 'policies/default.yml shows what belongs here',
+    }),
+    secrets: optional(
+      record(
+        SECRET_KEY,
+        object(
+          {
+            trust: required(secretTrust, 'Whose jobs get it.', { advice: 'write `trust: [local, trusted]`' }),
+            repositories: required(repositoryNames, 'Repositories whose jobs get it.', {
+              advice: "write `repositories: ['*']` for all",
+            }),
+            refs: required(patterns, 'Refs whose jobs get it.', { advice: "write `refs: ['*']` for all" }),
+          },
+          { expected: 'a mapping with `trust`, `repositories` and `refs`' },
+        ),
+        { max: MAX_GRANTS, expected: 'a mapping of names of secrets to who gets them' },
+      ),
+      'Who gets which secrets. One that is not here is given to nobody.',
+    ),
+    untrusted: optional(
+      object(
+        {
+          egress: required(
+            object(
+              {
+                allow: required(
+                  destinations,
+                  'What they may ask for, of what `egress: allow` lets all jobs ask for.',
+                ),
+                mode: optional(mode, 'The least strict mode.', { fallback: 'that of `egress`' }),
+              },
+              { expected: 'a mapping with `allow`' },
+            ),
+            'Their network.',
+          ),
+          images: optional(patterns, 'Images that they may have, of those that all jobs may have.'),
+          limits: optional(someLimits, 'What they may have at most, where that is less.'),
+        },
+        { expected: 'a mapping with `egress`' },
+      ),
+      'Narrows what jobs of strangers get. Required if `admission: trust` lets them run.',
+    ),
+    repositories: optional(
+      record(
+        {
+          name: '<owner/name>',
+          expected: '`owner/name`, `owner/*` or `owner/beginning*`',
+          pattern: '^[A-Za-z0-9._-]+/([A-Za-z0-9._-]+\\*?|\\*)$',
+        },
+        object(
+          {
+            egress: optional(
+              object(
+                {
+                  mode: optional(mode, 'In place of the general one.'),
+                  allow: optional(destinations, 'In place of the general list.'),
+                  always: optional(destinations, 'In place of the general list.'),
+                },
+                { expected: 'a mapping with `mode`, `allow` or `always`' },
+              ),
+              'The network of its jobs.',
+            ),
+            refs: optional(patterns, 'In place of those of `admission`.'),
+            actors: optional(patterns, 'In place of those of `admission`.'),
+            trust: optional(trust, 'In place of that of `admission`.'),
+            images: optional(patterns, 'In place of those of `admission`.'),
+            limits: optional(someLimits, 'Each in place of the general one.'),
+            secrets: optional(
+              record(
+                SECRET_KEY,
+                object(
+                  {
+                    trust: required(secretTrust, 'Whose jobs get it.'),
+                    refs: required(patterns, 'Refs whose jobs get it.'),
+                  },
+                  { expected: 'a mapping with `trust` and `refs`' },
+                ),
+                { max: MAX_GRANTS, expected: 'a mapping of names of secrets to who gets them' },
+              ),
+              'In addition to the general ones.',
+            ),
+          },
+          { expected: 'a mapping of settings' },
+        ),
+        { max: MAX_REPOSITORIES, expected: 'a mapping of repositories to settings' },
+      ),
+      'Settings of single repositories. The longest pattern that fits is used, alone.',
+    ),
+  },
+  { expected: 'a mapping with `version`, `egress`, `admission` and `limits`' },
+);
+
+type Data = Infer<typeof dataSchema>;
+export type PolicyDataSchema = typeof dataSchema;
+export const policyDataSchema: PolicyDataSchema = dataSchema;
+
+// ----------------------------------------------------------------------------------------- what Rego sees
+
+/** Names: all of them, single ones, or those with a beginning. */
+export interface Patterns {
+  readonly any: boolean;
+  readonly exact: Readonly<Record<string, true>>;
+  readonly prefixes: readonly string[];
+}
+
+/** Hosts by what they are looked up by; values are the entries as written. */
+export interface HostList {
+  /** Names and single addresses. */
+  readonly exact: Readonly<Record<string, string>>;
+  /** `*.` patterns without their `*.`. */
+  readonly below: Readonly<Record<string, string>>;
+  /** By the beginning of the addresses in them: two groups (`10.1`), one (`10`), or none (`*`) if the prefix is that short. */
+  readonly networks: Readonly<Record<string, readonly string[]>>;
+}
+
+export interface Grant {
+  /** Of the secret; without its `*`, if `prefix`. */
+  readonly name: string;
+  readonly prefix: boolean;
+  readonly trust: Readonly<Record<string, true>>;
+  readonly repositories: Patterns;
+  readonly refs: Patterns;
+}
+
+/** What may be asked for. */
+export interface Ceiling extends DestinationIndex {
+  readonly presets: Readonly<Record<string, true>>;
+}
+
+export interface Limits {
+  readonly cpus: number;
+  readonly memory_mib: number;
+  readonly disk_mib: number;
+  readonly timeout_seconds: number;
+}
+
+export interface Profile {
+  readonly mode: NetworkMode;
+  /** Key of `ceilings`. */
+  readonly ceiling: string;
+  readonly always: readonly Destination[];
+  readonly trust: Readonly<Record<string, true>>;
+  readonly refs: Patterns;
+  readonly actors: Patterns;
+  readonly images: Patterns;
+  readonly limits: Limits;
+  /** In addition to the general ones. */
+  readonly secrets: readonly Grant[];
+}
+
+/** `data.ct.config`, version 1. */
+export interface PolicyConfig {
+  readonly version: 1;
+  readonly egress: {
+    readonly block: HostList;
+    readonly ban: HostList;
+    readonly private: {
+      readonly exact: Readonly<Record<string, PrivateNetworks>>;
+      readonly below: Readonly<Record<string, PrivateNetworks>>;
+      readonly any: PrivateNetworks;
+    };
+  };
+  readonly repositories: Patterns;
+  readonly secrets: readonly Grant[];
+  readonly general: Profile;
+  /** Settings of repositories, complete; of `owner/*` under its beginning. */
+  readonly profiles: {
+    readonly exact: Readonly<Record<string, Profile>>;
+    readonly prefixes: Readonly<Record<string, Profile>>;
+  };
+  /** Absent: strangers' jobs do not run. */
+  readonly untrusted?: {
+    readonly mode: NetworkMode;
+    readonly ceiling: string;
+    readonly images: Patterns;
+    readonly limits: Limits;
+  };
+  readonly ceilings: Readonly<Record<string, Ceiling>>;
+}
+
+export interface PrivateNetworks {
+  readonly networks: readonly string[];
+  /** Networks of one address. */
+  readonly addresses: Readonly<Record<string, true>>;
+}
+
+export interface PolicyData {
+  readonly config: PolicyConfig;
+  /** Addresses that the operator has fixed, per canonical name: `source: operator` of address facts. */
+  readonly resolve: ReadonlyMap<string, string>;
+  /** Ask this OPA server. */
+  readonly opaUrl?: string;
+}
+
+export interface LoweringContext {
+  /** What a preset of an `always` list stands for on this host. May throw PRESET_UNCONFIGURED. */
+  readonly resolvePreset: (name: PresetName) => readonly Destination[];
+}
+
+/** Throws POLICY_INVALID with every problem at its line and column. */
+export function parsePolicyData(source: SourceText, context: LoweringContext): PolicyData {
+  const problems: Problem[] = [];
+  const report = (problem: Problem): void => {
+    problems.push({ ...problem, code: 'POLICY_INVALID' });
+  };
+  const { root, problems: syntax } = parseYaml(source, 'POLICY_INVALID');
+  syntax.forEach(report);
+  const locations = new Locations();
+  if (root === undefined && problems.length === 0) {
+    report({
+      code: 'POLICY_INVALID',
+      span: { source, start: 0, end: 0 },
+      message: 'the file is empty',
+      hint: 'policies/default.yml shows what belongs here',
+    });
+  }
+  const data = root === undefined ? undefined : dataSchema.parse(root, { locations, report });
+  if (data === undefined || problems.length > 0) throw problemsError(problems, 'POLICY_INVALID');
+  const lowered = new Lowering(locations, report, context).lower(data);
+  if (problems.length > 0) throw problemsError(problems, 'POLICY_INVALID');
+  return lowered;
+}
+
+// ----------------------------------------------------------------------------------------------- lowering
+
+class Lowering {
+  readonly #locations: Locations;
+  readonly #report: (problem: Problem) => void;
+  readonly #context: LoweringContext;
+  readonly #ceilings: Record<string, Ceiling> = Object.create(null);
+
+  constructor(locations: Locations, report: (problem: Problem) => void, context: LoweringContext) {
+    this.#locations = locations;
+    this.#report = report;
+    this.#context = context;
+  }
+
+  lower(data: Data): PolicyData {
+    const { admission, egress, untrusted } = data;
+    const general: Profile = {
+      mode: egress.mode,
+      ceiling: this.#ceiling('general', egress.allow),
+      always: this.#always(egress.always),
+      trust: members(admission.trust),
+      refs: this.#patterns(admission.refs),
+      actors: this.#patterns(admission.actors, true),
+      images: this.#patterns(admission.images),
+      limits: lowerLimits(data.limits),
+      secrets: [],
+    };
+    const profiles = { exact: emptyRecord<Profile>(), prefixes: emptyRecord<Profile>() };
+    for (const [pattern, settings] of Object.entries(data.repositories ?? {})) {
+      const name = pattern.toLowerCase();
+      const profile: Profile = {
+        mode: settings.egress?.mode ?? general.mode,
+        ceiling:
+          settings.egress?.allow === undefined
+            ? general.ceiling
+            : this.#ceiling(`repository ${name}`, settings.egress.allow),
+        always: settings.egress?.always === undefined ? general.always : this.#always(settings.egress.always),
+        trust: settings.trust === undefined ? general.trust : members(settings.trust),
+        refs: settings.refs === undefined ? general.refs : this.#patterns(settings.refs),
+        actors: settings.actors === undefined ? general.actors : this.#patterns(settings.actors, true),
+        images: settings.images === undefined ? general.images : this.#patterns(settings.images),
+        limits: { ...general.limits, ...lowerLimits(settings.limits ?? {}) },
+        secrets: Object.entries(settings.secrets ?? {}).map(([secret, grant]) =>
+          this.#grant(secret, { ...grant, repositories: ['*'] }),
+        ),
+      };
+      if (name.endsWith('*')) profiles.prefixes[name.slice(0, -1)] = profile;
+      else profiles.exact[name] = profile;
+      if (profile.trust['untrusted'] && untrusted === undefined) this.#wantUntrusted(settings, 'trust');
+    }
+    if (general.trust['untrusted'] && untrusted === undefined) this.#wantUntrusted(admission, 'trust');
+    const config: PolicyConfig = {
+      version: 1,
+      egress: {
+        block: this.#hostList(egress.block ?? []),
+        ban: this.#hostList(egress.ban ?? []),
+        private: this.#private(egress.private ?? {}),
+      },
+      repositories: this.#patterns(admission.repositories, true),
+      secrets: Object.entries(data.secrets ?? {}).map(([secret, grant]) => this.#grant(secret, grant)),
+      general,
+      profiles,
+      ...(untrusted === undefined
+        ? {}
+        : {
+            untrusted: {
+              mode: untrusted.egress.mode ?? general.mode,
+              ceiling: this.#ceiling('untrusted', untrusted.egress.allow),
+              images: untrusted.images === undefined ? general.images : this.#patterns(untrusted.images),
+              limits: { ...general.limits, ...lowerLimits(untrusted.limits ?? {}) },
+            },
+          }),
+      ceilings: this.#ceilings,
+    };
+    return {
+      config,
+      resolve: this.#resolve(egress.resolve ?? {}),
+      ...(data.opaUrl === undefined ? {} : { opaUrl: data.opaUrl }),
+    };
+  }
+
+  #wrong(container: object, key: string | number, message: string, hint?: string): void {
+    this.#report({ code: 'POLICY_INVALID', span: this.#locations.of(container, key), message, hint });
+  }
+
+  #wantUntrusted(container: object, key: string): void {
+    this.#wrong(
+      container,
+      key,
+      '`untrusted` jobs may run, but nothing says what they get',
+      'add a key `untrusted:` with `egress: {allow: []}`, or remove `untrusted` here',
+    );
+  }
+
+  #destinations(entries: readonly string[]): {
+    readonly presets: PresetName[];
+    readonly destinations: Destination[];
+  } {
+    const presets: PresetName[] = [];
+    const destinations: Destination[] = [];
+    for (const [index, entry] of entries.entries()) {
+      const parsed = parseDestination(entry, { everything: true });
+      if ('wrong' in parsed) this.#wrong(entries, index, parsed.wrong, parsed.hint);
+      else if (parsed.kind === 'destinations') destinations.push(...parsed.destinations);
+      else if (isPresetName(parsed.name)) presets.push(parsed.name);
+      else {
+        const known = `the presets are ${PRESET_NAMES.map((name) => `\`${name}\``).join(', ')}; a host has a dot, or \`tcp://HOST:PORT\``;
+        this.#wrong(
+          entries,
+          index,
+          `there is no preset \`${parsed.name}\``,
+          didYouMean(parsed.name, PRESET_NAMES) ?? known,
+        );
+      }
+    }
+    return { presets, destinations };
+  }
+
+  #ceiling(id: string, entries: readonly string[]): string {
+    const { presets, destinations } = this.#destinations(entries);
+    this.#ceilings[id] = { ...indexDestinations(destinations), presets: members(presets) };
+    return id;
+  }
+
+  #always(entries: readonly string[] = []): readonly Destination[] {
+    const { presets, destinations } = this.#destinations(entries);
+    return [...presets.flatMap((name) => this.#context.resolvePreset(name)), ...destinations];
+  }
+
+  #patterns(entries: readonly string[], ignoreCase = false): Patterns {
+    const exact = emptyRecord<true>();
+    const prefixes: string[] = [];
+    let any = false;
+    for (const [index, written] of entries.entries()) {
+      const entry = ignoreCase ? written.toLowerCase() : written;
+      const star = entry.indexOf('*');
+      if (entry === '*') any = true;
+      else if (star === -1) exact[entry] = true;
+      else if (star === entry.length - 1) prefixes.push(entry.slice(0, -1));
+      else
+        this.#wrong(
+          entries,
+          index,
+          `\`${written}\` has a \`*\` before its end`,
+          'a pattern is a beginning followed by `*`, which stands for anything',
+        );
+    }
+    return { any, exact, prefixes };
+  }
+
+  #grant(
+    secret: string,
+    grant: {
+      readonly trust: readonly string[];
+      readonly repositories: readonly string[];
+      readonly refs: readonly string[];
+    },
+  ): Grant {
+    const prefix = secret.endsWith('*');
+    return {
+      name: prefix ? secret.slice(0, -1) : secret,
+      prefix,
+      trust: members(grant.trust),
+      repositories: this.#patterns(grant.repositories, true),
+      refs: this.#patterns(grant.refs),
+    };
+  }
+
+  #hostList(entries: readonly string[]): HostList {
+    const exact = emptyRecord<string>();
+    const below = emptyRecord<string>();
+    const networks = emptyRecord<string[]>();
+    for (const [index, entry] of entries.entries()) {
+      const network = parseNetwork(entry);
+      if (network !== undefined) {
+        if ('wrong' in network) this.#wrong(entries, index, network.wrong);
+        else if (network.prefixBits === network.widthBits) exact[network.text] = entry;
+        else {
+          const key = networkKey(network.text, network.prefixBits, network.widthBits);
+          networks[key] = [...(networks[key] ?? []), network.text];
+        }
+        continue;
+      }
+      const host = canonicalHost(entry);
+      if ('wrong' in host)
+        this.#wrong(
+          entries,
+          index,
+          host.wrong,
+          'write a name, `*.` and a name, an address, or a network such as `192.0.2.0/24`',
+        );
+      else if (host.host.startsWith('*.')) below[host.host.slice(2)] = entry;
+      else exact[host.host] = entry;
+    }
+    return { exact, below, networks };
+  }
+
+  #private(entries: Readonly<Record<string, readonly string[]>>): PolicyConfig['egress']['private'] {
+    const exact = emptyRecord<PrivateNetworks>();
+    const below = emptyRecord<PrivateNetworks>();
+    let any: PrivateNetworks = { networks: [], addresses: {} };
+    for (const [key, texts] of Object.entries(entries)) {
+      const networks: string[] = [];
+      const addresses = emptyRecord<true>();
+      for (const [index, entry] of texts.entries()) {
+        const network = parseNetwork(entry);
+        if (network === undefined)
+          this.#wrong(texts, index, `\`${entry}\` is no network`, 'write `10.0.0.0/8`, or a single address');
+        else if ('wrong' in network) this.#wrong(texts, index, network.wrong);
+        else if (network.prefixBits === network.widthBits) addresses[network.text] = true;
+        else networks.push(network.text);
+      }
+      const lowered = { networks, addresses };
+      if (key === '*') {
+        any = lowered;
+        continue;
+      }
+      const host = canonicalHost(key);
+      if ('wrong' in host)
+        this.#wrong(entries, key, host.wrong, 'write a name, `*.` and a name, an address, or `*`');
+      else if (host.host.startsWith('*.')) below[host.host.slice(2)] = lowered;
+      else exact[host.host] = lowered;
+    }
+    return { exact, below, any };
+  }
+
+  #resolve(entries: Readonly<Record<string, string>>): ReadonlyMap<string, string> {
+    const resolve = new Map<string, string>();
+    for (const [key, entry] of Object.entries(entries)) {
+      const host = canonicalHost(key);
+      const address = canonicalHost(entry);
+      if ('wrong' in host) this.#wrong(entries, key, host.wrong, host.hint);
+      else if (host.literal || host.host.startsWith('*.'))
+        this.#wrong(entries, key, `\`${key}\` is not one name`, 'write the whole name of one host');
+      else if ('wrong' in address || !address.literal)
+        this.#wrong(entries, key, `\`${entry}\` is no address`, 'write an address such as `192.0.2.7`');
+      else resolve.set(host.host, address.host);
+    }
+    return resolve;
+  }
+}
+
+function lowerLimits<L extends Partial<Data['limits']>>(
+  limits: L,
+): L extends Data['limits'] ? Limits : Partial<Limits>;
+function lowerLimits({ cpus, memory, disk, timeout }: Partial<Data['limits']>): Partial<Limits> {
+  return {
+    ...(cpus === undefined ? {} : { cpus }),
+    ...(memory === undefined ? {} : { memory_mib: memory }),
+    ...(disk === undefined ? {} : { disk_mib: disk }),
+    ...(timeout === undefined ? {} : { timeout_seconds: Math.floor(timeout / 1000) }),
+  };
+}
+
+/**
+ * Under which key of {@link HostList.networks} a network is filed: Rego looks an address up by its first two groups, its first
+ * one, and `*`. A group is eight bits of IPv4, sixteen of IPv6; a shortened zero group is `0`.
+ */
+function networkKey(text: string, prefixBits: number, widthBits: number): string {
+  const v4 = widthBits === 32;
+  const groupBits = v4 ? 8 : 16;
+  const separator = v4 ? '.' : ':';
+  const groups = text
+    .split(separator)
+    .slice(0, 2)
+    .map((group) => (group === '' || group.startsWith('/') ? '0' : group));
+  if (prefixBits >= 2 * groupBits) return groups.join(separator);
+  return prefixBits >= groupBits ? (groups[0] as string) : '*';
+}
+
+function members(names: readonly string[]): Readonly<Record<string, true>> {
+  const record = emptyRecord<true>();
+  for (const name of names) record[name] = true;
+  return record;
+}
+
+/** No prototype: `__proto__` and `constructor` are names like any other. */
+function emptyRecord<T>(): Record<string, T> {
+  return Object.create(null);
+}
