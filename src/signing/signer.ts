@@ -73,8 +73,10 @@ function signerOf(source: SignatureSource, services: SigningServices): Signer {
   const sign = async ({ type, bytes }: DssePayload): Promise<Buffer> => {
     const payload = Buffer.from(bytes);
     const signature = await source.sign(dsse.preAuthEncoding(type, payload));
-    const parts = { artifact: payload, artifactType: type, ...partsOf(signature) };
-    return witnessed(toDSSEBundle(parts), signature, witnesses);
+    const bundle = toDSSEBundle({ artifact: payload, artifactType: type, ...partsOf(signature) });
+    // cosign compares a key id in the envelope with one that it computes differently; without one it tries the key.
+    for (const each of bundle.content.dsseEnvelope.signatures) each.keyid = '';
+    return witnessed(bundle, signature, witnesses);
   };
   const signMessage = async (bytes: Uint8Array): Promise<Buffer> => {
     if (source.kind === 'key' && source.keyKind === 'ed25519') {
