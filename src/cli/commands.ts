@@ -204,6 +204,29 @@ export const COMMANDS: readonly CommandSpec[] = [
     load: () => import('./commands/gc.ts'),
   },
   {
+    name: 'alerts',
+    summary: 'list what policy has recorded, denied or ended',
+    description: [
+      'Lists the alerts of this CT_HOME, the newest last: what jobs tried that policy forbids. The same again is one alert with a count. docs/alerts.md says how they reach webhooks.',
+      'With --json it prints a line of JSON per alert, as it is in the alert file. Exit status 0, also if there are none.',
+    ],
+    positionals: {
+      placeholder: 'RUN',
+      max: 1,
+      help: 'only of this run (its id, or how that begins or ends) or of this job; all if absent',
+    },
+    options: [
+      { name: 'follow', short: 'f', help: 'stay, and show each as it is filed' },
+      { name: 'since', value: 'TIME', help: 'only later ones: 30m, 2d (ago), or 2026-01-31T09:00:00Z' },
+      { name: 'json', help: 'print a line of JSON per alert on stdout' },
+    ],
+    examples: [
+      { command: 'ct alerts --since 1d', what: 'those of the last day' },
+      { command: 'ct alerts -f --json', what: 'for a script, as they come' },
+    ],
+    load: () => import('./commands/alerts.ts'),
+  },
+  {
     name: 'doctor',
     summary: 'check that this machine can run jobs, and say how to fix what is missing',
     description: [

@@ -83,7 +83,7 @@ export function learnNetwork(
     const { request } = input;
     const step = input.step?.name;
     const rule = decision.denial?.rule ?? '';
-    const isForbidden = decision.action === 'terminate' ? !isUnruled(rule) : isBinding(rule);
+    const isForbidden = isBinding(rule);
     if (request.kind === 'other') {
       if (decision.denial) left.add(decision.denial.message);
       continue;
@@ -171,10 +171,7 @@ export function learnNetwork(
   };
 }
 
-function isUnruled(rule: string): boolean {
-  return !isBinding(rule);
-}
-
+/** No entry of an `allow` list changes it; rules of the operator's own are such. */
 function isBinding(rule: string): boolean {
   return (
     FORBIDDEN.includes(rule) ||

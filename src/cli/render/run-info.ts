@@ -117,7 +117,7 @@ export function inspectPage(detail: RunDetail, style: Style, nowMs: number): str
 }
 
 /** `2026-01-31 09:05:07`, in the time zone of the user. */
-function localTime(ms: number): string {
+export function localTime(ms: number): string {
   const date = new Date(ms);
   const pad = (value: number): string => String(value).padStart(2, '0');
   const day = [date.getFullYear(), pad(date.getMonth() + 1), pad(date.getDate())].join('-');
