@@ -1,0 +1,155 @@
+/** The link process's end of the questions about the network (egress-messages.ts). */
+import type { Socket } from 'node:net';
+import type {
+  EgressControl,
+  GuestDestination,
+  OtherAttempt,
+  StreamFacts,
+  Verdict,
+} from '../egress/control.ts';
+import {
+  type EgressAnswer,
+  type EgressAsk,
+  type EgressQuestion,
+  MAX_OPEN_DIALS,
+  MAX_OPEN_QUESTIONS,
+  tellableClaim,
+} from './egress-messages.ts';
+
+/** Questions that wait until others are answered. The guest makes them; beyond this the answer is no. */
+const MAX_WAITING = 2000;
+/** Attempts of a guest that floods are as well told by a few. */
+const MAX_WAITING_ATTEMPTS = 64;
+
+const NO_JOB = 'no job is under way';
+const TOO_MANY = 'too many requests of the network at a time';
+
+interface Waiting {
+  readonly ask: EgressAsk;
+  readonly resolve: (answer: EgressAnswer, socket?: Socket) => void;
+}
+
+/** Open questions of one kind, and those that wait behind them. */
+interface Lane {
+  readonly max: number;
+  open: number;
+  readonly waiting: Waiting[];
+}
+
+export class LinkEgressControl implements EgressControl {
+  readonly #send: (question: EgressQuestion) => void;
+  readonly #asked = new Map<number, Waiting & { readonly lane: Lane }>();
+  readonly #dials: Lane = { max: MAX_OPEN_DIALS, open: 0, waiting: [] };
+  readonly #others: Lane = { max: MAX_OPEN_QUESTIONS - MAX_OPEN_DIALS, open: 0, waiting: [] };
+  #lastId = 0;
+  #isOpen = false;
+  #waitingAttempts = 0;
+
+  /** Until it is opened, every answer is no, and nothing is asked. */
+  constructor(send: (question: EgressQuestion) => void) {
+    this.#send = send;
+  }
+
+  /** A job is under way: the daemon answers. */
+  open(): void {
+    this.#isOpen = true;
+  }
+
+  /** The job has ended: nothing is asked any more, and what waits for an answer gets a no. */
+  close(): void {
+    this.#isOpen = false;
+    const unanswered = [...this.#asked.values(), ...this.#dials.waiting, ...this.#others.waiting];
+    this.#asked.clear();
+    for (const lane of [this.#dials, this.#others]) lane.waiting.length = 0;
+    for (const { resolve, ask } of unanswered) resolve(refusal(ask, NO_JOB));
+  }
+
+  /** What the daemon said. */
+  answered(id: number, answer: EgressAnswer, socket: Socket | undefined): void {
+    const asked = this.#asked.get(id);
+    if (!asked) {
+      socket?.destroy();
+      return;
+    }
+    this.#asked.delete(id);
+    asked.lane.open -= 1;
+    asked.resolve(answer, socket);
+    this.#next(asked.lane);
+  }
+
+  async dns(name: string, type: string): Promise<Verdict> {
+    return verdictOf((await this.#ask({ ask: 'dns', name, queryType: type })).answer);
+  }
+
+  async connect({ host, literal, port }: GuestDestination): ReturnType<EgressControl['connect']> {
+    const { answer, socket } = await this.#ask({ ask: 'connect', host, literal, port });
+    if ('connected' in answer && answer.connected) {
+      if (socket) {
+        // Node makes it anew on this side of the handover, with its defaults.
+        socket.allowHalfOpen = true;
+        return { connected: true, connection: answer.connection, socket };
+      }
+      this.closed(answer.connection, 0, 0);
+      return {
+        connected: false,
+        reason: 'unreachable',
+        message: `${host} port ${port}: the connection was lost`,
+      };
+    }
+    socket?.destroy();
+    if ('connected' in answer) return answer;
+    return { connected: false, reason: 'denied', message: 'message' in answer ? answer.message : TOO_MANY };
+  }
+
+  async inspect(connection: number, facts: StreamFacts): Promise<Verdict> {
+    return verdictOf((await this.#ask({ ask: 'inspect', connection, facts: tellable(facts) })).answer);
+  }
+
+  attempted(attempt: OtherAttempt): void {
+    if (this.#waitingAttempts >= MAX_WAITING_ATTEMPTS) return;
+    this.#waitingAttempts += 1;
+    void this.#ask({ ask: 'attempted', attempt }).finally(() => {
+      this.#waitingAttempts -= 1;
+    });
+  }
+
+  closed(connection: number, bytesSent: number, bytesReceived: number): void {
+    void this.#ask({ ask: 'closed', connection, sent: bytesSent, received: bytesReceived });
+  }
+
+  #ask(ask: EgressAsk): Promise<{ readonly answer: EgressAnswer; readonly socket: Socket | undefined }> {
+    const lane = ask.ask === 'connect' ? this.#dials : this.#others;
+    if (!this.#isOpen) return Promise.resolve({ answer: refusal(ask, NO_JOB), socket: undefined });
+    // A connection that is over has to be told, and there are no more of them than there were questions.
+    if (lane.waiting.length >= MAX_WAITING && ask.ask !== 'closed') {
+      return Promise.resolve({ answer: refusal(ask, TOO_MANY), socket: undefined });
+    }
+    return new Promise((resolve) => {
+      lane.waiting.push({ ask, resolve: (answer, socket) => resolve({ answer, socket }) });
+      this.#next(lane);
+    });
+  }
+
+  #next(lane: Lane): void {
+    if (lane.open >= lane.max) return;
+    const next = lane.waiting.shift();
+    if (!next) return;
+    lane.open += 1;
+    const id = ++this.#lastId;
+    this.#asked.set(id, { ...next, lane });
+    this.#send({ type: 'egress', id, ...next.ask });
+  }
+}
+
+function refusal({ ask }: EgressAsk, message: string): EgressAnswer {
+  return ask === 'connect' ? { connected: false, reason: 'denied', message } : { allowed: false, message };
+}
+
+function verdictOf(answer: EgressAnswer): Verdict {
+  return 'allowed' in answer ? answer : { allowed: false, message: 'the host daemon gave the wrong answer' };
+}
+
+function tellable(facts: StreamFacts): StreamFacts {
+  if (facts.protocol === 'tls') return { ...facts, sni: tellableClaim(facts.sni) };
+  return facts.protocol === 'http' ? { ...facts, httpHost: tellableClaim(facts.httpHost) } : facts;
+}
