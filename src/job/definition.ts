@@ -3,8 +3,10 @@
  * table of docs/job-file.md all come from this description.
  */
 import { MAX_JOB_SECRETS, MAX_SECRET_NAME_BYTES, MAX_STEPS } from '../protocol/limits.ts';
+import { MAX_NETWORK_ENTRIES, MAX_NETWORK_ENTRY_BYTES, NETWORK_MODES } from '../protocol/network.ts';
 import { SECRET_PATTERN } from '../protocol/secret-record.ts';
 import type { Template } from './expression.ts';
+import { wrongDestination } from './network.ts';
 import { formatSizeMib } from './quantity.ts';
 import { type KeyRule, list, listOr, oneOrMany, record, scalarOr } from './schema/collections.ts';
 import { object, objectWithRest, optional, required } from './schema/objects.ts';
@@ -133,6 +135,9 @@ const step = object(
     timeout: optional(timeout, 'The step is killed and fails after this time.', {
       fallback: 'that of the job',
     }),
+    network: optional(oneOf('none'), 'Takes the network of the job from this step.', {
+      fallback: 'that of the job',
+    }),
     if: optional(condition, 'When the step runs: if all earlier steps succeeded, if one failed, or always.', {
       fallback: '`success()`',
     }),
@@ -176,25 +181,39 @@ const matrix = objectWithRest(
   { expected: 'a mapping of axis names to lists of values' },
 );
 
-const hostPattern = text({
-  expected: 'a host name, optionally with `*.` before it and `:port` after it',
-  typeName: 'host',
-  pattern: '^(\\*\\.)?[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?$',
-  maxLength: 260,
+const destination = text({
+  expected: 'a preset such as `npm`, a name such as `example.com`, or a URL without a path',
+  typeName: 'destination',
+  // What the grammar (src/policy/destination.ts) says beyond this needs more than a pattern.
+  pattern: '^[^\\s/]+(//[^\\s/]+)?$',
+  maxLength: MAX_NETWORK_ENTRY_BYTES,
+  check: wrongDestination,
+});
+
+const destinations = list(destination, {
+  max: MAX_NETWORK_ENTRIES,
+  expected: 'a list of destinations',
 });
 
 const network = scalarOr(
   oneOf('none'),
-  object(
-    {
-      allow: required(
-        list(hostPattern, { max: MAX_ENTRIES, expected: 'a list of host names' }),
-        'Names the job may connect to.',
-        { unsupported: (hosts) => hosts.length > 0 },
-      ),
-    },
-    { expected: 'a mapping with `allow`' },
+  listOr(
+    destinations,
+    object(
+      {
+        allow: optional(destinations, 'Presets, names and URLs that the job may connect to.', {
+          fallback: 'nothing',
+        }),
+        mode: optional(
+          oneOf(...NETWORK_MODES),
+          'What happens to a connection that is not allowed: `audit` records it, `enforce` refuses it, `terminate` ends the run. Policy may be stricter.',
+          { fallback: "policy's" },
+        ),
+      },
+      { expected: 'a mapping with `allow` and `mode`' },
+    ),
   ),
+  (text) => `write \`[${text}]\` to allow it`,
 );
 
 const relativePath = template({ expected: 'a path or glob below the workspace' });
@@ -276,7 +295,9 @@ export const jobSchema = object(
       secrets,
       'Secrets that every step is given: as variables, or by a mapping as files in `/run/ct/secrets`; docs/secrets.md explains them.',
     ),
-    network: optional(network, 'What the job may connect to.', { fallback: '`none`' }),
+    network: optional(network, 'What the job may connect to; docs/network.md explains it.', {
+      fallback: 'that of the file, else `none`',
+    }),
     cache: optional(cache, 'Directories kept between runs.', { unsupported: (caches) => caches.length > 0 }),
     artifacts: optional(artifacts, 'Files that are kept when the VM is destroyed.'),
     permissions: optional(permissions, 'What the identity token of the job may do.', {
@@ -318,6 +339,7 @@ export const jobFileSchema = object(
   {
     version: required(integer(1, 1), 'Version of this format.', { advice: 'write `version: 1`' }),
     defaults: optional(defaultsSchema, 'What the jobs of this file have in common.'),
+    network: optional(network, 'What jobs that do not say may connect to.', { fallback: '`none`' }),
     jobs: required(
       record(
         {
@@ -342,5 +364,6 @@ export interface StepSpec extends Infer<typeof step> {}
 export interface ResourcesSpec extends Infer<typeof resources> {}
 export interface MatrixSpec extends Infer<typeof matrix> {}
 export type SecretsSpec = Infer<typeof secrets>;
+export type NetworkSpec = Infer<typeof network>;
 export type EnvSpec = Readonly<Record<string, Template>>;
 export type StepCondition = Infer<typeof condition>;

@@ -63,7 +63,7 @@ jobs:
     steps:
       - {name: n, run: "true", env: {D: ""}, working-directory: w, shell: "perl {0}", timeout: 5s, if: always()}
     secrets: [TOKEN]
-    network: {allow: ["*.example.org:443"]}
+    network: {allow: [npm, "*.example.org"], mode: terminate}
     cache: [{key: k, paths: [p]}]
     artifacts: {paths: [dist], expire: 7d}
     permissions: {contents: read}
@@ -96,7 +96,7 @@ jobs:
   assert.equal(step?.if, 'always()');
   assert.equal(step?.timeout, 5000);
   assert.deepEqual(spec.secrets, ['TOKEN']);
-  assert.deepEqual(spec.network, { allow: ['*.example.org:443'] });
+  assert.deepEqual(spec.network, { allow: ['npm', '*.example.org'], mode: 'terminate' });
   assert.equal(spec.cache?.[0]?.key.text, 'k');
   assert.equal(spec.artifacts?.expire, 604_800_000);
   assert.deepEqual({ ...(spec.permissions as object) }, { contents: 'read' });
@@ -183,6 +183,28 @@ test('names from the prototype of objects are names like any other', () => {
   assert.match(jobProblem('constructor: 1').message, /unknown key `constructor`/);
   const { jobs } = loadSources('/p', [new SourceText('ct.yml', MINIMAL.replace('a:', '__proto__:'))]);
   assert.deepEqual([...jobs.keys()], ['__proto__']);
+});
+
+test('what is wrong with a destination is said at its place, with what to write', () => {
+  const wrong: [string, RegExp][] = [
+    ['[npm, nmp]', /5:20: there is no network preset `nmp`[\s\S]*did you mean `npm`\?/],
+    ['[internal]', /no network preset `internal`[\s\S]*presets are `npm`, .*`https:\/\/internal`/],
+    ['{allow: [https://example.com/path]}', /5:23: .*has a path[\s\S]*write `https:\/\/example\.com`/],
+    ['["tcp://example.com"]', /names no port[\s\S]*tcp:\/\/example\.com:PORT/],
+    ['["example.com:443"]', /does not say which protocol/],
+    ['["*"]', /`\*` is not for jobs/],
+    ['["ftp://example.com"]', /`ftp:\/\/` is not known/],
+    ['["a b.example"]', /not the name of a host/],
+    ['{mode: off}', /expected `audit` or `enforce` or `terminate`/],
+    ['{allow: npm}', /write `\[npm\]`/],
+    ['npm', /expected `none` or a list of destinations[\s\S]*write `\[npm\]` to allow it/],
+    ['all', /expected `none`/],
+    ['', /found nothing/],
+  ];
+  for (const [body, expected] of wrong) assert.match(jobProblem(`network: ${body}`).message, expected, body);
+  assert.match(problem(`${MINIMAL}network: [nmp]\n`).message, /3:11: there is no network preset/);
+  const step = MINIMAL.replace('{run: make}', '{run: make, network: [npm]}');
+  assert.match(problem(step).message, /expected `none`, found a list/);
 });
 
 test('an expression where none is evaluated is an error, as is a matrix name the job does not have', () => {

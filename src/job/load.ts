@@ -13,7 +13,13 @@ import {
 import { didYouMean } from '../core/suggest.ts';
 import { parseYaml } from '../core/yaml-source.ts';
 import { MAX_JOB_FILE_BYTES } from '../protocol/limits.ts';
-import { type DefaultsSpec, type JobFileSpec, type JobSpec, jobFileSchema } from './definition.ts';
+import {
+  type DefaultsSpec,
+  type JobFileSpec,
+  type JobSpec,
+  jobFileSchema,
+  type NetworkSpec,
+} from './definition.ts';
 import { type Template, unknownName } from './expression.ts';
 import { Locations } from './schema/schema.ts';
 
@@ -28,6 +34,8 @@ export interface LoadedJob {
   readonly id: string;
   readonly spec: JobSpec;
   readonly defaults: DefaultsSpec;
+  /** `network` of its file. */
+  readonly network?: NetworkSpec;
   /** Where its id stands. */
   readonly span: SourceSpan;
 }
@@ -77,7 +85,13 @@ export function loadSources(root: string, sources: readonly SourceText[]): Loade
       const span = locations.of(file.jobs, id);
       const earlier = jobs.get(id);
       if (earlier === undefined) {
-        jobs.set(id, { id, spec, defaults: file.defaults ?? {}, span });
+        jobs.set(id, {
+          id,
+          spec,
+          defaults: file.defaults ?? {},
+          ...(file.network === undefined ? {} : { network: file.network }),
+          span,
+        });
       } else {
         report({
           code: 'JOB_FILE_INVALID',

@@ -19,6 +19,7 @@ import { evaluate, type Scope, type Template } from './expression.ts';
 import type { LoadedJob, LoadedJobs } from './load.ts';
 import type { Combination } from './matrix.ts';
 import { directoryName, jobName, shortName } from './names.ts';
+import { networkRequest, overridden } from './network.ts';
 import type { PlannedJob, PlannedSpans, PlanOptions } from './planned-job.ts';
 import type { ScalarSchema } from './schema/schema.ts';
 
@@ -72,6 +73,8 @@ export class Lowering {
     const valid = resources !== undefined && steps.every(isDefined) && artifacts.every(isDefined);
     if (!valid) return undefined;
 
+    const network = overridden(networkRequest(spec.network ?? this.#job.network), this.#options.network);
+    const networkSpan = this.#networkSpan();
     const owner = spec.image === undefined ? defaults : spec;
     const planned: PlannedJob = {
       name: this.#name,
@@ -82,6 +85,7 @@ export class Lowering {
       env,
       steps,
       timeoutMs,
+      ...(network === undefined ? {} : { network }),
       artifacts,
       ...(spec.artifacts?.expire === undefined ? {} : { artifactsExpireMs: spec.artifacts.expire }),
       directory: directoryName(this.#job.id, this.#matrix.matrix),
@@ -89,6 +93,7 @@ export class Lowering {
         job: span,
         ...(imageTemplate === undefined ? {} : { image: locations.of(owner, 'image') }),
         ...resources.spans,
+        ...(networkSpan === undefined ? {} : { network: networkSpan }),
         ...(this.#secretSpans.size === 0 ? {} : { secrets: this.#secretSpans }),
       },
     };
@@ -97,6 +102,14 @@ export class Lowering {
     );
     if (requestBytes > MAX_JSON_BYTES - 4096) return this.#tooLarge(span);
     return planned;
+  }
+
+  /** Absent if the command line decides. */
+  #networkSpan(): SourceSpan | undefined {
+    const { spec, network } = this.#job;
+    if (this.#options.network !== undefined) return undefined;
+    if (spec.network !== undefined) return this.#loaded.locations.of(spec, 'network');
+    return typeof network === 'object' ? this.#loaded.locations.of(network) : undefined;
   }
 
   #text(template: Template, scope: Scope): string | undefined {
@@ -203,6 +216,7 @@ export class Lowering {
       workingDirectory,
       condition: CONDITIONS[step.if ?? 'success()'],
       ...(step.timeout === undefined ? {} : { timeoutMs: step.timeout }),
+      ...(step.network === undefined ? {} : { network: step.network }),
       ...(secrets.length === 0 ? {} : { secrets }),
     };
   }

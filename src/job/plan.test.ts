@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { CtError } from '../core/errors.ts';
-import { SourceText } from '../core/source-text.ts';
+import { formatPosition, SourceText } from '../core/source-text.ts';
 import { loadSources } from './load.ts';
 import {
   checkCapacity,
@@ -217,12 +217,50 @@ test('directories of artifacts are one safe path component each and never equal'
   for (const directory of directories) assert.match(directory, /^a\.v=[\w.,=+-]{1,117}$/);
 });
 
+test('a job has the network of its own, else that of its file, else none', () => {
+  const { jobs } = plan(`network: [npm, npm, example.org]
+jobs:
+  own: {network: {allow: [github], mode: terminate}, ${STEPS}}
+  none: {network: none, ${STEPS}}
+  file: {steps: [{run: x, network: none}, {run: y}]}
+`);
+  const [own, none, file] = jobs;
+  assert.deepEqual(own?.network, { allow: ['github'], mode: 'terminate' });
+  assert.equal(none?.network, undefined);
+  assert.deepEqual(file?.network, { allow: ['npm', 'example.org'] }, 'each entry once');
+  assert.deepEqual(
+    file?.steps.map(({ network }) => network),
+    ['none', undefined],
+  );
+  const [span, other] = [own, file].map((job) => job?.spans?.network);
+  assert.equal(span && formatPosition(span), 'ct.yml:4:9');
+  assert.equal(other && formatPosition(other), 'ct.yml:2:10');
+  assert.equal(only(STEPS).network, undefined, 'nothing by default');
+  assert.deepEqual(only(`network: {mode: audit}, ${STEPS}`).network, { allow: [], mode: 'audit' });
+});
+
+test('--network replaces what jobs may connect to, not their mode', () => {
+  const network = 'network: {allow: [npm], mode: terminate}';
+  const override = (value: 'none' | readonly string[], body = network) =>
+    only(`${body}, ${STEPS}`, { network: value });
+  assert.deepEqual(override(['go', 'go']).network, { allow: ['go'], mode: 'terminate' });
+  assert.equal(override('none').network, undefined);
+  assert.equal(override(['go']).spans?.network, undefined, 'not where the job file stands');
+  assert.deepEqual(override(['go'], 'network: none').network, { allow: ['go'] });
+  const command = planCommand({ argv: ['x'], network: ['npm'] }).jobs[0] ?? assert.fail();
+  assert.deepEqual(command.network, { allow: ['npm'] });
+  assert.equal(planCommand({ argv: ['x'], network: 'none' }).jobs[0]?.network, undefined);
+  const origin = { trust: 'local', repository: 'a/b' } as const;
+  const request = toJobRequest(command, { image: 'sha256:0', sendsTree: true, origin });
+  assert.deepEqual(request.network, { allow: ['npm'] });
+  assert.deepEqual(request.origin, origin);
+});
+
 test('what this version cannot do is NOT_SUPPORTED_YET at its position, all of it at once', () => {
   const error = errorOf(() =>
     plan(`jobs:
   a:
     ${STEPS}
-    network: {allow: [example.org]}
     cache: [{key: a, paths: [b]}]
     resources: {gpu: 1}
     permissions: {id-token: write}
@@ -230,22 +268,14 @@ test('what this version cannot do is NOT_SUPPORTED_YET at its position, all of i
 `),
   );
   assert.equal(error.code, 'NOT_SUPPORTED_YET');
-  for (const place of [
-    '5:15: `network.allow`',
-    '6:5: `cache`',
-    '7:17: `resources.gpu`',
-    '8:5: `permissions`',
-    '9:5: `services`',
-  ]) {
+  for (const place of ['5:5: `cache`', '6:17: `resources.gpu`', '7:5: `permissions`', '8:5: `services`']) {
     assert.ok(error.message.includes(`ct.yml:${place} is not supported yet`), `${place} in ${error.message}`);
   }
 });
 
 test('empty forms of what is not supported yet are fine, and so is a job that is not run', () => {
-  only(
-    `secrets: [], network: {allow: []}, cache: [], resources: {gpu: 0}, permissions: {contents: none}, services: {}, ${STEPS}`,
-  );
-  only(`network: none, permissions: none, ${STEPS}`);
+  only(`secrets: [], cache: [], resources: {gpu: 0}, permissions: {contents: none}, services: {}, ${STEPS}`);
+  only(`permissions: none, ${STEPS}`);
   assert.deepEqual(names(`jobs: {a: {${STEPS}}, b: {cache: [{key: k, paths: [p]}], ${STEPS}}}`, ['a']), [
     'a',
   ]);

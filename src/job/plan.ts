@@ -1,6 +1,7 @@
 /** From job files and a target to a graph of jobs that can be sent to a host. */
 import { CtError } from '../core/errors.ts';
 import { type Problem, printable, problemsError, type SourceSpan } from '../core/source-text.ts';
+import type { JobOrigin } from '../protocol/network.ts';
 import type { JobRequest } from '../protocol/run.ts';
 import {
   DEFAULT_CPUS,
@@ -19,6 +20,7 @@ import type { LoadedJob, LoadedJobs } from './load.ts';
 import { Lowering } from './lowering.ts';
 import { type Combination, expandMatrix } from './matrix.ts';
 import { jobName, shortName } from './names.ts';
+import { overridden } from './network.ts';
 import type { Plan, PlannedJob, PlanOptions } from './planned-job.ts';
 import { formatSizeMib } from './quantity.ts';
 import { collectUnsupported } from './schema/objects.ts';
@@ -94,6 +96,7 @@ export function planCommand(options: CommandOptions): Plan {
   const name = shortName(options.argv.join(' '));
   const secrets = options.secrets ?? [];
   const env = checkedCommandEnv(options.env);
+  const network = overridden(undefined, options.network);
   for (const secret of secrets) {
     if (Object.hasOwn(env, secret)) {
       throw new CtError('USAGE', `\`${secret}\` is given both by -e and as a secret`, {
@@ -125,6 +128,7 @@ export function planCommand(options: CommandOptions): Plan {
           },
         ],
         timeoutMs: options.timeoutMs ?? DEFAULT_JOB_TIMEOUT_MS,
+        ...(network === undefined ? {} : { network }),
         artifacts: options.artifacts ?? [],
         directory: 'command',
       },
@@ -135,10 +139,21 @@ export function planCommand(options: CommandOptions): Plan {
 /** What is sent to the host daemon, once the image's digest is known. */
 export function toJobRequest(
   job: PlannedJob,
-  resolved: { readonly image: string; readonly sendsTree: boolean },
+  resolved: { readonly image: string; readonly sendsTree: boolean; readonly origin?: JobOrigin },
 ): JobRequest {
-  const { name, cpus, memoryMib, diskMib, env, steps, timeoutMs, artifacts } = job;
-  return { name, cpus, memoryMib, diskMib, env, steps, timeoutMs, artifacts, ...resolved };
+  const { name, cpus, memoryMib, diskMib, env, steps, timeoutMs, artifacts, network } = job;
+  return {
+    name,
+    cpus,
+    memoryMib,
+    diskMib,
+    env,
+    steps,
+    timeoutMs,
+    artifacts,
+    ...(network === undefined ? {} : { network }),
+    ...resolved,
+  };
 }
 
 export interface HostCapacity {

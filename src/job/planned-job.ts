@@ -1,5 +1,6 @@
 /** What a plan consists of. */
 import type { SourceSpan } from '../core/source-text.ts';
+import type { NetworkRequest } from '../protocol/network.ts';
 import type { StepRequest } from '../protocol/run.ts';
 
 /** What the command line says over the job file. */
@@ -12,6 +13,8 @@ export interface PlanOptions {
   readonly cpus?: number;
   readonly memoryMib?: number;
   readonly diskMib?: number;
+  /** `--network`: replaces what jobs may connect to, not their mode. */
+  readonly network?: 'none' | readonly string[];
 }
 
 /** Names of the secrets that a job's steps are given, each once. */
@@ -36,6 +39,8 @@ export interface PlannedJob {
   readonly env: Readonly<Record<string, string>>;
   readonly steps: readonly StepRequest[];
   readonly timeoutMs: number;
+  /** Absent: none. */
+  readonly network?: NetworkRequest;
   readonly artifacts: readonly string[];
   readonly artifactsExpireMs?: number;
   /** One path component, unique in the plan: artifacts land in `.ct/out/<directory>`. */
@@ -50,6 +55,8 @@ export interface PlannedSpans {
   readonly cpu?: SourceSpan;
   readonly memory?: SourceSpan;
   readonly disk?: SourceSpan;
+  /** The job's own, or that of the file. */
+  readonly network?: SourceSpan;
   /** Where a secret is named first. */
   readonly secrets?: ReadonlyMap<string, SourceSpan>;
 }

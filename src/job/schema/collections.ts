@@ -59,7 +59,12 @@ export function oneOrMany<T>(many: Schema<readonly T[]>, one: Schema<T>): Schema
 }
 
 /** One of two shapes told apart by their YAML kind: a scalar or a collection. */
-export function scalarOr<A, B>(one: ScalarSchema<A>, other: Schema<B>): Schema<A | B> {
+export function scalarOr<A, B>(
+  one: ScalarSchema<A>,
+  other: Schema<B>,
+  /** What to write instead of another scalar. */
+  hintFor?: (text: string) => string,
+): Schema<A | B> {
   const expected = `${one.expected} or ${other.expected}`;
   return {
     expected,
@@ -70,7 +75,9 @@ export function scalarOr<A, B>(one: ScalarSchema<A>, other: Schema<B>): Schema<A
       if (node.kind !== 'scalar') return other.parse(node, context);
       if (node.type === 'null') return wrongType(node, expected, context);
       const result = one.read(node.text);
-      return 'value' in result ? result.value : wrongType(node, expected, context);
+      return 'value' in result
+        ? result.value
+        : wrongType(node, expected, context, hintFor?.(node.text.split('\n', 1)[0] ?? ''));
     },
   };
 }

@@ -59,18 +59,24 @@ export function text(options: {
   readonly typeName?: string;
   readonly pattern: string;
   readonly maxLength?: number;
+  /** Says better than the pattern what is wrong, and finds more than that can. */
+  readonly check?: (
+    value: string,
+  ) => { readonly wrong: string; readonly hint?: string | undefined } | undefined;
 }): ScalarSchema<string> {
-  const { expected, pattern, maxLength = 4096 } = options;
+  const { expected, pattern, maxLength = 4096, check } = options;
   const regex = new RegExp(pattern);
   return scalar({
     expected,
     typeName: options.typeName ?? 'string',
     json: { type: 'string', pattern, maxLength },
     accepts: ['string'],
-    read: (value) =>
-      value.length <= maxLength && regex.test(value)
-        ? { value }
-        : { wrong: `expected ${expected}, found ${shorten(value)}` },
+    read: (value) => {
+      if (value.length > maxLength) return { wrong: `expected ${expected}, found ${shorten(value)}` };
+      const problem = check?.(value);
+      if (problem !== undefined) return problem;
+      return regex.test(value) ? { value } : { wrong: `expected ${expected}, found ${shorten(value)}` };
+    },
   });
 }
 
