@@ -11,6 +11,8 @@ export interface OptionSpec {
   readonly value?: string;
   readonly repeat?: boolean;
   readonly choices?: readonly string[];
+  /** What completion offers where other values may be given, too. */
+  readonly suggestions?: readonly string[];
   readonly help: string;
 }
 

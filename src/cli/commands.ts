@@ -1,4 +1,5 @@
 /** Every command of the CLI. `--help`, completion and docs/cli.md are made from this table. */
+import { PRESET_NAMES } from '../egress/presets/names.ts';
 import type { CommandSpec } from './command.ts';
 
 const JSON_OPTION = { name: 'json', help: 'print one JSON document on stdout' } as const;
@@ -33,6 +34,13 @@ export const COMMANDS: readonly CommandSpec[] = [
       { name: 'image', value: 'IMAGE', help: 'image to run in, over what the job says' },
       { name: 'cpu', value: 'N', help: 'virtual CPUs, over what the job says' },
       { name: 'memory', value: 'SIZE', help: 'memory of the VM, such as 512M or 4G, over what the job says' },
+      {
+        name: 'network',
+        value: 'LIST',
+        repeat: true,
+        suggestions: ['none', ...PRESET_NAMES],
+        help: 'presets and destinations that jobs may connect to, over what they say: npm,https://example.com or none',
+      },
       {
         name: 'env',
         short: 'e',
@@ -85,6 +93,10 @@ export const COMMANDS: readonly CommandSpec[] = [
       { command: 'ct run -- make test', what: 'one command in the current tree' },
       { command: 'git diff | ct run -- wc -l', what: 'stdin goes to the command' },
       { command: 'ct run -s TOKEN -- ./deploy.sh', what: 'with $TOKEN as a secret: never in a log' },
+      {
+        command: 'ct run --network npm -- npm ci',
+        what: 'what npm here is configured to use can be reached',
+      },
       {
         command: 'ct run --image debian-12 --cpu 4 --memory 4G -e V=1 build',
         what: 'other values than ct.yml has',

@@ -43,7 +43,7 @@ function words(command: CommandSpec): string {
 function bashScript(commands: readonly CommandSpec[]): string {
   const valueCases = allOptions(commands)
     .filter(({ value }) => value !== undefined)
-    .map(({ name, short, value, choices }) => {
+    .map(({ name, short, value, suggestions, choices = suggestions }) => {
       const names = `${short ? `-${short}|` : ''}--${name}`;
       const compgen = choices
         ? `compgen -W '${choices.join(' ')}' -- "$word"`
@@ -113,7 +113,7 @@ function fishScript(commands: readonly CommandSpec[]): string {
         `complete -c ct -n '__fish_seen_subcommand_from ${first}' -a ${second} -d ${quoted(command.summary)}`,
       );
     }
-    for (const { name, short, value, choices, help } of command.options) {
+    for (const { name, short, value, suggestions, choices = suggestions, help } of command.options) {
       const takes = value === undefined ? '' : value === 'DIR' || value === 'FILE' ? ' -r -F' : ' -r';
       const values = choices ? ` -a '${choices.join(' ')}'` : '';
       lines.push(

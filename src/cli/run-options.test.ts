@@ -57,6 +57,15 @@ test('sources of secrets: names once, paths absolute', () => {
   });
 });
 
+test('--network: presets and destinations, in one option or several, or none at all', () => {
+  assert.equal(read('').overrides.network, undefined);
+  assert.equal(read('--network none').overrides.network, 'none');
+  assert.deepEqual(
+    read('--network npm,https://example.org:8443 --network tcp://[::1]:5432').overrides.network,
+    ['npm', 'https://example.org:8443', 'tcp://[::1]:5432'],
+  );
+});
+
 test('auto progress is live on a terminal only, and never in CI', () => {
   assert.equal(read('').progress, 'plain');
   assert.equal(read('', { stderrIsTty: true }).progress, 'tty');
@@ -77,6 +86,11 @@ test('USAGE refuses what makes no sense', () => {
     ['--cpu 257', /--cpu cannot be/],
     ['--memory 2', /--memory cannot be `2`/],
     ['--memory 64M', /at least 128M/],
+    ['--network nmp', /--network: there is no network preset `nmp`.*did you mean `npm`/],
+    ['--network npm,none', /exclude each other/],
+    ['--network npm,', /--network: /],
+    ['--network https://example.org/path', /has a path.*write `https:\/\/example\.org`/],
+    [`--network ${'x'.repeat(301)}`, /longer than 300 bytes/],
     ['-e =x', /names no variable/],
     ['-s TOKEN=hunter22', /-s TOKEN=… would show.*--secret-file TOKEN=PATH/],
     ['-s 1A', /not the name of a secret/],

@@ -1,7 +1,9 @@
 /** The options of `ct run`, checked. Pure. */
 import { resolve } from 'node:path';
 import { CtError } from '../core/errors.ts';
+import { wrongDestination } from '../job/network.ts';
 import { parseSizeMib } from '../job/quantity.ts';
+import { MAX_NETWORK_ENTRIES, MAX_NETWORK_ENTRY_BYTES } from '../protocol/network.ts';
 import { isSecretName } from '../protocol/secret-record.ts';
 import type { ParsedOptions } from './command.ts';
 
@@ -17,6 +19,7 @@ export interface RunOptions {
     readonly cpus?: number;
     readonly memoryMib?: number;
     readonly env: Readonly<Record<string, string>>;
+    readonly network?: 'none' | readonly string[];
   };
   readonly secrets: SecretOptions;
   readonly respectIgnore: boolean;
@@ -81,6 +84,7 @@ export function readRunOptions(parsed: ParsedOptions, around: RunEnvironment): R
   const image = parsed.value('image');
   const cpus = readCpus(parsed.value('cpu'));
   const memoryMib = readMemory(parsed.value('memory'));
+  const network = readNetwork(parsed.values('network'));
   return {
     targets: parsed.positionals,
     command,
@@ -89,6 +93,7 @@ export function readRunOptions(parsed: ParsedOptions, around: RunEnvironment): R
       ...(image === undefined ? {} : { image }),
       ...(cpus === undefined ? {} : { cpus }),
       ...(memoryMib === undefined ? {} : { memoryMib }),
+      ...(network === undefined ? {} : { network }),
       env: readEnv(parsed.values('env'), around.env),
     },
     secrets: readSecrets(parsed, around.cwd),
@@ -120,6 +125,31 @@ function readMemory(text: string | undefined): number | undefined {
     throw usage(`--memory cannot be \`${text}\``, 'a size such as 512M or 2G, at least 128M');
   }
   return mib;
+}
+
+/** Entries of one or several options; `none` stands alone. */
+function readNetwork(options: readonly string[]): 'none' | readonly string[] | undefined {
+  if (options.length === 0) return undefined;
+  const entries = options.flatMap((option) => option.split(',')).map((entry) => entry.trim());
+  if (entries.includes('none')) {
+    if (entries.length === 1) return 'none';
+    throw usage('--network none and other destinations exclude each other', 'choose one');
+  }
+  if (entries.length > MAX_NETWORK_ENTRIES) {
+    throw usage(`--network names more than ${MAX_NETWORK_ENTRIES} destinations`, 'name fewer');
+  }
+  for (const entry of entries) {
+    if (Buffer.byteLength(entry) > MAX_NETWORK_ENTRY_BYTES) {
+      throw usage(
+        `--network: an entry is longer than ${MAX_NETWORK_ENTRY_BYTES} bytes`,
+        'name hosts, not URLs',
+      );
+    }
+    const problem = wrongDestination(entry);
+    if (problem !== undefined)
+      throw usage(`--network: ${problem.wrong}`, problem.hint ?? 'see docs/network.md');
+  }
+  return entries;
 }
 
 function readEnv(

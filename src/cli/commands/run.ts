@@ -7,6 +7,7 @@ import { ctHomePath } from '../../core/paths.ts';
 import type { HostClient } from '../../host/client.ts';
 import type { Plan, PlannedJob } from '../../job/plan.ts';
 import type { JobEnd } from '../../job/schedule.ts';
+import type { JobOrigin } from '../../protocol/network.ts';
 import type { JobResult } from '../../protocol/run.ts';
 import type { ArtifactsTarget } from '../artifacts.ts';
 import { cancelOnSignals } from '../cancellation.ts';
@@ -96,20 +97,24 @@ class Run {
     using renderer = await createRenderer(this.#options, this.#plan, this.#output);
     const { signal } = cancellation;
     const ctHome = ctHomePath();
-    const [{ connectHost }, { checkCapacity }, { runPlan }] = await Promise.all([
+    const [{ connectHost }, { checkCapacity }, { runPlan }, { findOrigin }] = await Promise.all([
       import('../../host/client.ts'),
       import('../../job/plan.ts'),
       import('../../job/schedule.ts'),
+      import('../origin.ts'),
     ]);
     const host = await connectHost({ ctHome, signal });
     const capacity = await host.info();
     checkCapacity(this.#plan, capacity);
-    const images = await this.#resolveImages(ctHome, renderer, signal);
+    const [images, origin] = await Promise.all([
+      this.#resolveImages(ctHome, renderer, signal),
+      findOrigin(this.#root),
+    ]);
 
     const ends = await runPlan(this.#plan, {
       capacity,
       signal,
-      runOne: (job, jobSignal) => this.#runJob(job, { host, renderer, signal: jobSignal, images }),
+      runOne: (job, jobSignal) => this.#runJob(job, { host, renderer, signal: jobSignal, images, origin }),
       onEnd: (job, end) => this.#finish(job, end, renderer),
     });
     return this.#report([...ends.values()], renderer);
@@ -138,9 +143,10 @@ class Run {
       readonly renderer: Renderer;
       readonly signal: AbortSignal;
       readonly images: ReadonlyMap<string, string>;
+      readonly origin: JobOrigin;
     },
   ): Promise<JobResult> {
-    const { host, renderer, signal, images } = context;
+    const { host, renderer, signal, images, origin } = context;
     const record = this.#record(job);
     const image = images.get(job.image);
     if (image === undefined) throw new CtError('INTERNAL', `the image ${job.image} was not resolved`);
@@ -162,7 +168,7 @@ class Run {
     using secrets = this.#secrets?.for(job);
     const { shellOnFailure } = this.#options;
     const request = {
-      ...toJobRequest(job, { image, sendsTree: true }),
+      ...toJobRequest(job, { image, sendsTree: true, origin }),
       ...(shellOnFailure ? { shellOnFailure } : {}),
     };
     const result = await host.runJob(request, {
