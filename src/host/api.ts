@@ -1,6 +1,8 @@
 /** The daemon's API on its unix socket, as both ends know it. */
 import type { ErrorReport } from '../core/errors.ts';
-import type { Accelerator, JobOutcome, StepOutcome, VmSource } from '../protocol/run.ts';
+import type { AdmissionDecision } from '../policy/decision.ts';
+import type { NetworkMode } from '../protocol/network.ts';
+import type { Accelerator, JobOutcome, ResolvedPreset, StepOutcome, VmSource } from '../protocol/run.ts';
 import type { ControllerStatus } from '../vmm/cgroup.ts';
 import type { LinkIdentity } from './link-jail.ts';
 import type { RunState } from './run-state.ts';
@@ -11,12 +13,17 @@ export const API_SHUTDOWN = '/v1/shutdown';
 /**
  * `GET` lists ({@link RunInfo}, newest first; `?all=1`: those that ended, too). Below it lies every run by any of its
  * names: `GET /v1/runs/REF` ({@link RunDetail}), `DELETE` (its record and log), `POST /v1/runs/REF/cancel`, and
- * `POST /v1/runs/REF/shell` with `Upgrade: ct-shell/1` (src/protocol/shell.ts).
+ * `POST /v1/runs/REF/shell` with `Upgrade: ct-shell/1` (src/protocol/shell.ts). `GET /v1/runs/REF/decisions` gives what
+ * policy decided about it: a list, the lines of its decision log (decision-log.ts).
  * Failures are `{"error": ErrorReport}`.
  */
 export const API_RUNS = '/v1/runs';
 /** `POST ?keep=N&maxAgeDays=N`: {@link RetentionResult}. */
 export const API_GC = '/v1/gc';
+/** `GET`: {@link PolicyInfo}. */
+export const API_POLICY = '/v1/policy';
+/** `POST` with a JobRequest as JSON: {@link PolicyCheck}. Nothing is run, and nothing put on record. */
+export const API_POLICY_CHECK = '/v1/policy/check';
 export const JOB_PROTOCOL = 'ct-job/1';
 export const SHELL_PROTOCOL = 'ct-shell/1';
 
@@ -103,6 +110,26 @@ export interface RunDetail extends RunInfo {
   readonly destruction?: Destruction;
   /** Where the log lies (src/job/run-log.ts); its bytes are the guest's, so the daemon does not read them. */
   readonly logDirectory: string;
+}
+
+/** The policy that the daemon goes by. */
+export interface PolicyInfo {
+  /** Digest of policy and data. */
+  readonly revision: string;
+  /** The operator's, with `data.yml` and rules of their own; absent: what ct ships. */
+  readonly directory?: string;
+  /** Decisions are asked of this OPA server. */
+  readonly opaUrl?: string;
+  /** The least strict mode that a job can have, where its repository has none of its own. */
+  readonly mode: NetworkMode;
+}
+
+/** What a job would get. */
+export interface PolicyCheck {
+  readonly revision: string;
+  readonly decision: AdmissionDecision;
+  /** What the presets that it names stand for on this host. */
+  readonly presets: readonly ResolvedPreset[];
 }
 
 export interface RetentionResult {

@@ -26,10 +26,14 @@ import {
   API_GC,
   API_INFO,
   API_JOBS,
+  API_POLICY,
+  API_POLICY_CHECK,
   API_RUNS,
   API_SHUTDOWN,
   type HostInfo,
   JOB_PROTOCOL,
+  type PolicyCheck,
+  type PolicyInfo,
   type RetentionResult,
   type RunDetail,
   type RunInfo,
@@ -37,7 +41,15 @@ import {
 } from './api.ts';
 import type { ShellIo } from './shell-client.ts';
 
-export type { HostInfo, RetentionResult, RunDetail, RunInfo, RunStep } from './api.ts';
+export type {
+  HostInfo,
+  PolicyCheck,
+  PolicyInfo,
+  RetentionResult,
+  RunDetail,
+  RunInfo,
+  RunStep,
+} from './api.ts';
 export type { ShellInput, ShellIo } from './shell-client.ts';
 
 /** As an ES module import it would also load fetch and WebSocket, which cost every `ct run` 20 ms. */
@@ -101,6 +113,11 @@ export interface HostClient {
   removeRun(reference: string): Promise<RunInfo>;
   /** Removes ended runs beyond `keep` or older; what is left out has the daemon's value. */
   retainRuns(limits: { readonly keep?: number; readonly maxAgeDays?: number }): Promise<RetentionResult>;
+  policy(): Promise<PolicyInfo>;
+  /** What policy would say to the job. Throws PRESET_UNCONFIGURED, POLICY_INVALID. */
+  checkPolicy(request: JobRequest): Promise<PolicyCheck>;
+  /** The lines of the decision log of a run (src/host/decision-log.ts), as they are. */
+  decisions(reference: string): Promise<readonly unknown[]>;
 }
 
 /** Connects to the daemon of `ctHome`, and starts it if there is none or it is of another build. Throws HOST_UNREACHABLE. */
@@ -301,12 +318,24 @@ class Client implements HostClient {
     return this.#ask('POST', `${API_GC}?${parameters}`);
   }
 
-  /** Throws the error that the daemon reports, or HOST_PROTOCOL. */
-  async #ask<T>(method: string, path: string): Promise<T> {
-    return answerOf<T>(await this.#call(method, path));
+  policy(): Promise<PolicyInfo> {
+    return this.#ask('GET', API_POLICY);
   }
 
-  async #call(method: string, path: string): Promise<{ status: number; body: string }> {
+  checkPolicy(request: JobRequest): Promise<PolicyCheck> {
+    return this.#ask('POST', API_POLICY_CHECK, JSON.stringify(request));
+  }
+
+  decisions(reference: string): Promise<readonly unknown[]> {
+    return this.#ask('GET', `${API_RUNS}/${encodeURIComponent(reference)}/decisions`);
+  }
+
+  /** Throws the error that the daemon reports, or HOST_PROTOCOL. */
+  async #ask<T>(method: string, path: string, body?: string): Promise<T> {
+    return answerOf<T>(await this.#call(method, path, body));
+  }
+
+  async #call(method: string, path: string, body?: string): Promise<{ status: number; body: string }> {
     const { promise, resolve, reject } = Promise.withResolvers<{ status: number; body: string }>();
     const request = httpRequest({
       socketPath: this.#socketPath,
@@ -326,7 +355,7 @@ class Client implements HostClient {
         reject(unreachable(error));
       }
     });
-    request.end();
+    request.end(body);
     return promise;
   }
 
