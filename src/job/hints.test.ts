@@ -10,11 +10,14 @@ function hint(output: string | Uint8Array, more: Partial<FailedStep> = {}): stri
   );
 }
 
-const NETWORK = /jobs have no network in this version/;
 const IMMUTABLE = /the system of the VM cannot be changed by a job.*extends `debian-12`/;
 
 const NETWORK_OUTPUTS = {
   curl: 'curl: (6) Could not resolve host: example.org',
+  'curl that was cut off': 'curl: (35) Recv failure: Connection reset by peer',
+  'git of a forge':
+    "fatal: unable to access 'https://github.com/a/b.git/': Could not resolve host: github.com",
+  'npm that was cut off': 'npm error code ECONNRESET\nnpm error network aborted',
   'git over https':
     "fatal: unable to access 'https://example.org/x.git/': Could not resolve host: example.org",
   'git over ssh': 'ssh: Could not resolve hostname example.org: Temporary failure in name resolution',
@@ -37,10 +40,70 @@ const NETWORK_OUTPUTS = {
   rust: 'error trying to connect: dns error: failed to lookup address information: Temporary failure',
 };
 
+const ADVICE: Readonly<Record<keyof typeof NETWORK_OUTPUTS, string>> = {
+  curl: '"https://example.org"',
+  'curl that was cut off': '',
+  'git over https': '"https://example.org"',
+  'git over ssh': '"https://example.org"',
+  'git of a forge': 'github',
+  'apt-get update': 'debian',
+  npm: 'npm',
+  'older npm': 'npm',
+  'npm without a route': 'npm',
+  'npm that was cut off': 'npm',
+  node: '"https://example.org"',
+  pip: 'pypi',
+  cargo: 'cargo',
+  'go modules': 'go',
+  'go without a resolver': '"https://proxy.example.org"',
+  wget: '"https://example.org"',
+  python: '',
+  'an address': '',
+  java: '"https://repo.example.org"',
+  rust: '',
+};
+
 for (const [what, output] of Object.entries(NETWORK_OUTPUTS)) {
-  test(`a failure of ${what} for want of a network says so`, () =>
-    assert.match(hint(`...\n${output}\n`), NETWORK));
+  test(`a failure of ${what} for want of a network says what to write`, () => {
+    const advice = ADVICE[what as keyof typeof NETWORK_OUTPUTS];
+    const said = hint(`...\n${output}\n`);
+    if (advice === '') assert.match(said, /the step has no network: name what it needs/);
+    else assert.ok(said.startsWith(`the step has no network: \`network: {allow: [${advice}]}\``), said);
+  });
 }
+
+test('a step with a network is told what to add, or that the name is allowed', () => {
+  const failed = (output: string, allow: string[]): string => hint(output, { network: { allow } });
+  assert.match(failed(NETWORK_OUTPUTS.npm, ['github']), /add `npm` to `network\.allow`/);
+  const tarball =
+    'npm error request to https://Files.example.org/x.tgz failed, reason: getaddrinfo ENOTFOUND';
+  assert.match(
+    failed(tarball, ['npm']),
+    /^`files\.example\.org` is not among .*add `"https:\/\/files\.example\.org"`/,
+  );
+  for (const allow of ['https://example.org', 'example.org', 'tcp://example.org:22']) {
+    assert.match(failed(NETWORK_OUTPUTS.curl, [allow]), /may connect to `example\.org`, but this machine/);
+  }
+  assert.match(failed('Could not resolve host: a.example.org', ['*.example.org']), /but this machine/);
+  assert.match(failed('Could not resolve host: a.evil-example.org', ['*.example.org']), /is not among/);
+  assert.match(failed(NETWORK_OUTPUTS.python, ['npm']), /the log says what was refused/);
+});
+
+test('only names get from the output into a hint', () => {
+  for (const name of [
+    '`; rm',
+    '$(x).example.org',
+    'a\u001b[2J.example.org',
+    '192.0.2.7',
+    '-a.example',
+    `${'x'.repeat(64)}.org`,
+  ]) {
+    const said = hint(`curl: (6) Could not resolve host: ${name}`);
+    assert.match(said, /the step has no network/);
+    // biome-ignore lint/suspicious/noControlCharactersInRegex: none of them may be there
+    assert.doesNotMatch(said, /rm|\$\(|\u001b|192\.0|x{64}/);
+  }
+});
 
 const ROOT_OUTPUTS = {
   'sudo in bash': '/run/ct/steps/step-1: line 1: sudo: command not found',

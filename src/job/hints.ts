@@ -4,6 +4,8 @@
  * The output is the guest's: only its tail is searched, in lines of bounded length, and what is
  * repeated from it in a hint is limited to the characters of names.
  */
+import type { NetworkRequest } from '../protocol/network.ts';
+import { networkHint } from './network-hint.ts';
 import { formatSizeMib } from './quantity.ts';
 
 /** Errors stand at the end of the output. */
@@ -29,6 +31,8 @@ export interface FailedStep {
   readonly image: string;
   readonly memoryMib: number;
   readonly diskMib?: number;
+  /** What the step may connect to; absent: nothing. */
+  readonly network?: NetworkRequest;
   /** The step's program itself could not be started. */
   readonly startError?: { readonly errno: number; readonly program: string };
 }
@@ -38,12 +42,10 @@ const NAME = '[A-Za-z0-9@][A-Za-z0-9@._+/-]{0,99}';
 
 interface Rule {
   readonly pattern: RegExp;
-  readonly hint: (match: RegExpExecArray, step: FailedStep) => string | undefined;
+  readonly hint: (match: RegExpExecArray, step: FailedStep, lines: readonly string[]) => string | undefined;
 }
 
-const noNetwork = (): string =>
-  'jobs have no network in this version: put what the step downloads into the image (`packages` of an image ' +
-  'definition) or into the repository, e.g. as vendored dependencies';
+const network: Rule['hint'] = (match, step, lines) => networkHint(match.input, lines, step.network);
 
 const immutable = (_: unknown, step: FailedStep): string =>
   `the system of the VM cannot be changed by a job: put the package into an image definition that extends ` +
@@ -94,31 +96,34 @@ const RULES: readonly Rule[] = [
       'steps run as a user without privileges: install below the workspace or `$HOME`, or put it into an image definition',
   },
   // -- network
-  { pattern: /Could not resolve (?:host|hostname|proxy)/i, hint: noNetwork },
-  { pattern: /Temporary failure in name resolution|Temporary failure resolving/, hint: noNetwork },
-  { pattern: /Name or service not known|nodename nor servname|getaddrinfo failed/, hint: noNetwork },
+  { pattern: /Could not resolve (?:host|hostname|proxy)/i, hint: network },
+  { pattern: /Temporary failure in name resolution|Temporary failure resolving/, hint: network },
+  { pattern: /Name or service not known|nodename nor servname|getaddrinfo failed/, hint: network },
   {
     pattern:
       /\bEAI_AGAIN\b|\bgetaddrinfo ENOTFOUND\b|\bENETUNREACH\b|\bEHOSTUNREACH\b|\bERR_SOCKET_TIMEOUT\b/,
-    hint: noNetwork,
+    hint: network,
   },
   {
-    pattern: /\bnpm (?:ERR!|error) (?:code|errno) (?:ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ENETUNREACH|ETIMEDOUT)/,
-    hint: noNetwork,
+    pattern:
+      /\bnpm (?:ERR!|error) (?:code|errno) (?:ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ENETUNREACH|ETIMEDOUT)/,
+    hint: network,
   },
-  { pattern: /Failed to establish a new connection|NewConnectionError/, hint: noNetwork },
-  { pattern: /Network is unreachable|No route to host|unable to access 'https?:/i, hint: noNetwork },
+  // A connection that is refused when what is said on it is known: it was open by then.
+  { pattern: /\bcurl: \((?:35|52|56)\) .*(?:reset by peer|SSL_ERROR_SYSCALL|Empty reply)/, hint: network },
+  { pattern: /Failed to establish a new connection|NewConnectionError/, hint: network },
+  { pattern: /Network is unreachable|No route to host|unable to access 'https?:/i, hint: network },
   {
     pattern: /\bdial (?:tcp|udp)\b.*(?:lookup|no such host|connect: |i\/o timeout|network is unreachable)/,
-    hint: noNetwork,
+    hint: network,
   },
   {
     pattern: /spurious network error|failed to download from `https?:|\[6\] Could(?:n't| not) resolve host/i,
-    hint: noNetwork,
+    hint: network,
   },
-  { pattern: /dns error: failed to lookup address|failed to lookup address information/, hint: noNetwork },
-  { pattern: /wget: unable to resolve host|unable to resolve host address/, hint: noNetwork },
-  { pattern: /java\.net\.UnknownHostException/, hint: noNetwork },
+  { pattern: /dns error: failed to lookup address|failed to lookup address information/, hint: network },
+  { pattern: /wget: unable to resolve host|unable to resolve host address/, hint: network },
+  { pattern: /java\.net\.UnknownHostException/, hint: network },
   // -- a program that is not there
   {
     pattern: new RegExp(`(?:^|: )(${NAME}): (?:command )?not found\\s*$`),
@@ -166,7 +171,7 @@ export function hintFor(step: FailedStep): string | undefined {
   for (const { pattern, hint } of RULES) {
     for (const line of lines) {
       const match = pattern.exec(line);
-      const found = match === null ? undefined : hint(match, step);
+      const found = match === null ? undefined : hint(match, step, lines);
       if (found !== undefined) return found;
     }
   }
