@@ -9,13 +9,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/netlink.h>
-#include <net/if.h>
 #include <poll.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -30,8 +28,11 @@
 #include "console.h"
 #include "dm.h"
 #include "files.h"
+#include "helper.h"
 #include "identity.h"
+#include "network.h"
 #include "protocol.h"
+#include "steering.h"
 
 #define ROOT "/newroot"
 /* Devices have been probed long before this on any machine; a boot as a whole has two seconds. */
@@ -39,6 +40,8 @@
 #define VERITY_MAPPING "ct-root"
 /* What the volume is prepared for unless ct.volume= names another cipher. */
 #define DEFAULT_VOLUME_CIPHER "64:aes-xts-plain64"
+/* What egress.c may hold at the very worst (its windows), with nghttp2's and the kernel's tables for its connections. */
+#define HELPER_MEMORY_BYTES (128ULL << 20)
 
 static void must(int result, const char *what)
 {
@@ -136,20 +139,24 @@ static void wait_for(int events_fd, int (*present)(void), const char *what)
 	}
 }
 
-static char port_path[64];
-
 static int root_device_present(void)
 {
 	return access("/dev/vda", F_OK) == 0;
 }
 
-static int control_port_present(void)
+static struct {
+	const char *name;
+	char path[64];
+} ports[] = { { .name = CT_CONTROL_PORT_NAME }, { .name = CT_EGRESS_PORT_NAME } };
+#define PORT_COUNT (sizeof ports / sizeof ports[0])
+
+static int ports_present(void)
 {
 	DIR *directory = opendir("/sys/class/virtio-ports");
 	if (!directory)
 		return 0;
-	int found = 0;
-	for (struct dirent *entry; !found && (entry = readdir(directory));) {
+	size_t found = 0;
+	for (struct dirent *entry; (entry = readdir(directory));) {
 		char path[300];
 		char name[64];
 		if (entry->d_name[0] == '.')
@@ -158,13 +165,23 @@ static int control_port_present(void)
 		if (file_read_at(dirfd(directory), path, name, sizeof name) < 0)
 			continue;
 		name[strcspn(name, "\n")] = '\0';
-		if (strcmp(name, CT_CONTROL_PORT_NAME) != 0)
-			continue;
-		snprintf(port_path, sizeof port_path, "/dev/%.32s", entry->d_name);
-		found = access(port_path, F_OK) == 0;
+		for (size_t index = 0; index < PORT_COUNT; index++) {
+			if (strcmp(name, ports[index].name) != 0)
+				continue;
+			snprintf(ports[index].path, sizeof ports[index].path, "/dev/%.32s", entry->d_name);
+			found += access(ports[index].path, F_OK) == 0;
+		}
 	}
 	closedir(directory);
-	return found;
+	return found == PORT_COUNT;
+}
+
+static int open_port(size_t index)
+{
+	int fd = open(ports[index].path, O_RDWR | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
+	if (fd < 0)
+		fatal("cannot open the port %s: %s", ports[index].name, strerror(errno));
+	return fd;
 }
 
 /* A word `key=value` of the kernel command line. */
@@ -196,7 +213,7 @@ static void parse_user(struct job_user *user)
 	command_line_value("ct.user", value, sizeof value);
 	unsigned long uid = strtoul(value, &end, 10);
 	unsigned long gid = *end == ':' ? strtoul(end + 1, &end, 10) : 0;
-	if (*end != ':' || end[1] != '/' || uid > 0xfffffffe || gid > 0xfffffffe || strlen(end + 1) >= sizeof user->home)
+	if (*end != ':' || end[1] != '/' || uid == HELPER_ID || gid == HELPER_ID || uid > 0xfffffffe || gid > 0xfffffffe || strlen(end + 1) >= sizeof user->home)
 		fatal("ct.user=%s is not <uid>:<gid>:<home>", value);
 	user->uid = (uid_t)uid;
 	user->gid = (gid_t)gid;
@@ -312,7 +329,9 @@ static void mount_run(const struct job_user *user)
 	bind_file("hostname", ROOT "/etc/hostname", "");
 	bind_file("hosts", ROOT "/etc/hosts", "127.0.0.1\tlocalhost\n::1\tlocalhost\n");
 	bind_file("machine-id", ROOT "/etc/machine-id", "");
-	bind_file("resolv.conf", ROOT "/etc/resolv.conf", "");
+	/* Patient: an answer may have to wait until somebody at the other end is there to give it. */
+	bind_file("resolv.conf", ROOT "/etc/resolv.conf",
+		  "nameserver " RESOLVER_ADDRESS "\noptions timeout:10 attempts:2\n");
 	bind_file("boot_id", ROOT "/proc/sys/kernel/random/boot_id", "");
 }
 
@@ -367,23 +386,33 @@ static int mount_detached(const char *type)
 	return fd;
 }
 
+static int make_cgroup(int root, const char *name)
+{
+	must(mkdirat(root, name, 0755), "cannot make a cgroup");
+	int fd = openat(root, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	must(fd, "cannot open a cgroup");
+	return fd;
+}
+
 static void write_limit(int directory, const char *name, unsigned long long value)
 {
 	char text[32];
 	snprintf(text, sizeof text, "%llu", value);
 	if (file_write_at(directory, name, text) < 0)
-		fatal("cannot set the job's %s: %s", name, strerror(errno));
+		fatal("cannot set a cgroup's %s: %s", name, strerror(errno));
 }
 
-/* The job's own cgroup, with limits that leave the guest agent room to act when a job takes all it can get. */
-static int make_job_cgroup(void)
+/*
+ * Two cgroups: the job's, with limits that leave the guest agent room to act when a job takes all it can get, and the
+ * egress helper's. No path leads to them.
+ */
+static void make_cgroups(int *job_fd, int *helper_fd)
 {
 	int root = mount_detached("cgroup2");
 	if (file_write_at(root, "cgroup.subtree_control", "+cpu +memory +pids") < 0)
 		fatal("cannot enable the cgroup controllers: %s", strerror(errno));
-	must(mkdirat(root, "job", 0755), "cannot make the job's cgroup");
-	int job = openat(root, "job", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	must(job, "cannot open the job's cgroup");
+	int job = make_cgroup(root, "job");
+	int helper = make_cgroup(root, "egress");
 	/* `root` stays open: closing the last descriptor of a detached mount dissolves it. */
 
 	struct sysinfo memory;
@@ -397,16 +426,10 @@ static int make_job_cgroup(void)
 	/* Threads count, too. Kernel memory counts as memory, so this only has to stop what is plainly a fork bomb. */
 	unsigned long long processes = total / (256 << 10);
 	write_limit(job, "pids.max", processes > 4096 ? 4096 : processes);
-	return job;
-}
-
-static void raise_loopback(void)
-{
-	struct ifreq request = { .ifr_name = "lo", .ifr_flags = IFF_UP | IFF_RUNNING };
-	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-	if (fd < 0 || ioctl(fd, SIOCSIFFLAGS, &request) < 0)
-		fatal("cannot bring up lo: %s", strerror(errno));
-	close(fd);
+	write_limit(helper, "memory.max", HELPER_MEMORY_BYTES);
+	write_limit(helper, "pids.max", 1);
+	*job_fd = job;
+	*helper_fd = helper;
 }
 
 /* Gives the initramfs's memory back; stays on its own file system. */
@@ -471,6 +494,24 @@ static void restrict_self(void)
 	must(setrlimit(RLIMIT_NOFILE, &files), "file limit");
 }
 
+static int start_egress(int port_fd, int cgroup_fd)
+{
+	struct network_sockets sockets;
+	network_configure(&sockets);
+	steering_start(sockets.listeners);
+	const struct egress_options options = {
+		.port_fd = port_fd,
+		.listener_fds = { sockets.listeners[0], sockets.listeners[1] },
+		.resolver_fd = sockets.resolver,
+		.attempts_fd = steering_attempts_fd(),
+		.take_attempts = steering_take_attempts,
+		.suppressed = steering_suppressed,
+	};
+	int pidfd = helper_start(&options, cgroup_fd);
+	close(cgroup_fd);
+	return pidfd;
+}
+
 void boot(struct boot_result *result)
 {
 	umask(022);
@@ -489,14 +530,14 @@ void boot(struct boot_result *result)
 		fatal("cannot open the device mapper: %s", strerror(-status));
 	wait_for(events_fd, root_device_present, "the root device /dev/vda");
 	mount_root();
-	wait_for(events_fd, control_port_present, "the virtio-serial port " CT_CONTROL_PORT_NAME);
+	wait_for(events_fd, ports_present, "a virtio-serial port, " CT_CONTROL_PORT_NAME " or " CT_EGRESS_PORT_NAME ",");
 	close(events_fd);
-	result->control_fd = open(port_path, O_RDWR | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
-	must(result->control_fd, "cannot open the port " CT_CONTROL_PORT_NAME);
+	result->control_fd = open_port(0);
+	int egress_fd = open_port(1);
 
 	volume_prepare();
-	raise_loopback();
-	result->cgroup_fd = make_job_cgroup();
+	int helper_cgroup_fd;
+	make_cgroups(&result->cgroup_fd, &helper_cgroup_fd);
 	harden_kernel();
 	mount_proc_and_sys();
 	mount_devices();
@@ -506,6 +547,7 @@ void boot(struct boot_result *result)
 	must(result->script_fd, "cannot open " CT_SCRIPT_DIRECTORY);
 	result->secret_fd = open(CT_SECRET_DIRECTORY, O_PATH | O_DIRECTORY | O_CLOEXEC);
 	must(result->secret_fd, "cannot open " CT_SECRET_DIRECTORY);
+	result->egress_pidfd = start_egress(egress_fd, helper_cgroup_fd);
 	volume_mount_ahead(cipher, &result->user);
 	identity_prepare();
 	restrict_self();

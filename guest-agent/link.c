@@ -1,6 +1,5 @@
 /*
- * The session with the host: see link.h. One thread, one epoll. The port is watched edge-triggered: a virtio port
- * without a host reports a hang-up all the time, which would make a level-triggered loop spin.
+ * The session with the host: see link.h. One thread, one epoll.
  */
 #include "link.h"
 
@@ -12,24 +11,17 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/signalfd.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "console.h"
 #include "exec.h"
 #include "files.h"
-#include "hello.h"
 #include "identity.h"
+#include "port.h"
 #include "protocol.h"
 #include "records.h"
 #include "stats.h"
-
-/* virtio_console hands out at most one 4 KiB buffer per read and takes at most 32 KiB per write. */
-#define PORT_READ_BYTES 4096
-#define PORT_WRITE_BYTES 32768
-/* Reads per turn of the loop: a host that sends without end must not keep processes' output waiting. */
-#define PORT_READ_BUDGET 32
-/* A DATA frame that fills one write together with its header. */
-#define FRAME_BYTES (PORT_WRITE_BYTES - 9)
 
 #define STREAM_WINDOW_BYTES (1024 * 1024)
 /* Connection credit is given back on arrival, so one stalled stream cannot starve the others. */
@@ -44,10 +36,6 @@
 /* Room that makes it worth waking a reader. */
 #define OUTPUT_LOW (OUTPUT_BYTES / 2)
 
-/* Before the session only: a second look at the port in case its wake-up was lost in a snapshot. */
-#define IDLE_RETRY_MS 2000
-/* The same between the hello and the first sign that the port is open. */
-#define HELLO_RETRY_MS 20
 /* How long the answer to a shutdown may take to leave the port. */
 #define LAST_WORDS_MS 500
 
@@ -70,33 +58,15 @@ struct stream {
 	size_t output_end;
 };
 
-enum phase { PHASE_HELLO, PHASE_HTTP2, PHASE_OVER };
-
 static const struct link_options *options;
 static int epoll_fd = -1;
-static enum phase phase;
-static enum link_end end_reason;
+static struct port port;
 static nghttp2_session *session;
 static bool identified;
 /* The answer to this stream is the last thing the guest says. */
 static int32_t last_stream;
 static bool last_stream_closed;
 static bool room_freed;
-
-static struct hello hello;
-
-/* Bytes for the port, and the rest of the last thing nghttp2 wants sent. */
-static uint8_t outbox[PORT_WRITE_BYTES];
-static size_t outbox_start;
-static size_t outbox_end;
-static const uint8_t *frame_rest;
-static size_t frame_rest_bytes;
-static bool port_full;
-/*
- * Whether the port has shown since the hello that a host is there. After a restore the host's first bytes can come
- * before the kernel has learnt that a host has opened the port; reading then gives 0, as after a hang-up.
- */
-static bool host_seen;
 
 int loop_add(struct source *source, int fd, uint32_t events)
 {
@@ -107,13 +77,6 @@ int loop_add(struct source *source, int fd, uint32_t events)
 void loop_remove(int fd)
 {
 	epoll_ctl(epoll_fd, EPOLL_CTL_DEL, fd, NULL);
-}
-
-static void end_session(enum link_end reason)
-{
-	if (phase != PHASE_OVER)
-		end_reason = reason;
-	phase = PHASE_OVER;
 }
 
 /* --- Responses --- */
@@ -143,23 +106,6 @@ static ssize_t read_output(nghttp2_session *unused, int32_t id, uint8_t *buffer,
 		room_freed = true;
 	}
 	return (ssize_t)take;
-}
-
-static ssize_t frame_length(nghttp2_session *unused, uint8_t type, int32_t id, int32_t session_window,
-			    int32_t stream_window, uint32_t max_frame, void *context)
-{
-	(void)unused;
-	(void)type;
-	(void)id;
-	(void)context;
-	ssize_t length = FRAME_BYTES;
-	if (length > session_window)
-		length = session_window;
-	if (length > stream_window)
-		length = stream_window;
-	if (length > (ssize_t)max_frame)
-		length = (ssize_t)max_frame;
-	return length;
 }
 
 static void respond(struct stream *stream, const char *status, const char *type)
@@ -500,7 +446,7 @@ static int on_stream_close(nghttp2_session *unused, int32_t id, uint32_t error, 
 	return 0;
 }
 
-static void start_http2(void)
+static nghttp2_session *start_http2(void)
 {
 	nghttp2_session_callbacks *callbacks;
 	nghttp2_option *option;
@@ -511,7 +457,7 @@ static void start_http2(void)
 	nghttp2_session_callbacks_set_on_frame_recv_callback(callbacks, on_frame);
 	nghttp2_session_callbacks_set_on_data_chunk_recv_callback(callbacks, on_data_chunk);
 	nghttp2_session_callbacks_set_on_stream_close_callback(callbacks, on_stream_close);
-	nghttp2_session_callbacks_set_data_source_read_length_callback(callbacks, frame_length);
+	nghttp2_session_callbacks_set_data_source_read_length_callback(callbacks, port_frame_length);
 	/* Credit follows what processes really took. */
 	nghttp2_option_set_no_auto_window_update(option, 1);
 	/* Closed streams need not be remembered: priorities mean nothing here. */
@@ -531,116 +477,23 @@ static void start_http2(void)
 	if (nghttp2_submit_settings(session, NGHTTP2_FLAG_NONE, settings, 4) != 0 ||
 	    nghttp2_session_set_local_window_size(session, NGHTTP2_FLAG_NONE, 0, SESSION_WINDOW_BYTES) != 0)
 		fatal("cannot start the session");
-	phase = PHASE_HTTP2;
+	return session;
 }
 
-/* --- The port --- */
-
-static void take_input(const uint8_t *data, size_t length)
+static void egress_ended(struct source *source, uint32_t events)
 {
-	if (phase == PHASE_HELLO) {
-		size_t taken = hello_scan(&hello, data, length);
-		if (!hello_complete(&hello))
-			return;
-		/* What is left of the ready line would only confuse; nothing else can be waiting yet. */
-		memcpy(outbox, hello.bytes, sizeof hello.bytes);
-		outbox_start = 0;
-		outbox_end = sizeof hello.bytes;
-		port_full = false;
-		start_http2();
-		data += taken;
-		length -= taken;
-	}
-	if (phase != PHASE_HTTP2 || length == 0)
-		return;
-	ssize_t result = nghttp2_session_mem_recv(session, data, length);
-	if (result < 0) {
-		report("the host broke the protocol: %s", nghttp2_strerror((int)result));
-		end_session(LINK_PROTOCOL_ERROR);
-	}
+	(void)source;
+	(void)events;
+	/* Without it the job would have no network and nobody would watch what it tries. */
+	siginfo_t end = { 0 };
+	waitid(P_PIDFD, (id_t)options->egress_pidfd, &end, WEXITED | WNOHANG);
+	report("the egress helper has ended: %s %d", end.si_code == CLD_EXITED ? "exit status" : "signal", end.si_status);
+	port_finish(&port, PORT_HUNG_UP);
 }
 
-/* Returns whether the budget ended before the input did. */
-static bool read_port(void)
+enum port_end link_serve(const struct link_options *link_options)
 {
-	uint8_t data[PORT_READ_BYTES];
-	for (int turn = 0; turn < PORT_READ_BUDGET && phase != PHASE_OVER; turn++) {
-		ssize_t got = read(options->control_fd, data, sizeof data);
-		if (got > 0) {
-			take_input(data, (size_t)got);
-			continue;
-		}
-		if (got < 0 && errno == EINTR)
-			continue;
-		if (got < 0 && errno == EAGAIN)
-			host_seen = phase == PHASE_HTTP2;
-		else if (phase == PHASE_HTTP2 && host_seen)
-			end_session(LINK_HUNG_UP);
-		/* Otherwise a virtio port without a host, which reads 0 bytes: that is how a pooled guest waits. */
-		return false;
-	}
-	return true;
-}
-
-static void fill_outbox(void)
-{
-	outbox_start = outbox_end = 0;
-	while (outbox_end < sizeof outbox) {
-		if (frame_rest_bytes == 0) {
-			ssize_t length = nghttp2_session_mem_send(session, &frame_rest);
-			if (length < 0) {
-				end_session(LINK_PROTOCOL_ERROR);
-				return;
-			}
-			if (length == 0)
-				return;
-			frame_rest_bytes = (size_t)length;
-		}
-		size_t take = sizeof outbox - outbox_end;
-		if (take > frame_rest_bytes)
-			take = frame_rest_bytes;
-		memcpy(outbox + outbox_end, frame_rest, take);
-		outbox_end += take;
-		frame_rest += take;
-		frame_rest_bytes -= take;
-	}
-}
-
-/* Writes until the port is full or nothing is left. */
-static void write_port(void)
-{
-	while (phase != PHASE_OVER && !port_full) {
-		if (outbox_start == outbox_end) {
-			if (phase != PHASE_HTTP2)
-				return;
-			fill_outbox();
-			if (outbox_start == outbox_end)
-				return;
-		}
-		ssize_t written = write(options->control_fd, outbox + outbox_start, outbox_end - outbox_start);
-		if (written > 0) {
-			host_seen = phase == PHASE_HTTP2;
-			outbox_start += (size_t)written;
-			continue;
-		}
-		if (written < 0 && errno == EINTR)
-			continue;
-		if (written < 0 && (errno == EAGAIN || !host_seen)) {
-			port_full = true;
-			return;
-		}
-		end_session(LINK_HUNG_UP);
-	}
-}
-
-static bool nothing_to_send(void)
-{
-	return outbox_start == outbox_end && frame_rest_bytes == 0 && !nghttp2_session_want_write(session);
-}
-
-enum link_end link_serve(const struct link_options *link_options)
-{
-	struct source port_source = { 0 }, signal_source = { 0 };
+	struct source port_source = { 0 }, signal_source = { 0 }, egress_source = { .ready = egress_ended };
 	sigset_t signals;
 	options = link_options;
 	epoll_fd = epoll_create1(EPOLL_CLOEXEC);
@@ -652,31 +505,30 @@ enum link_end link_serve(const struct link_options *link_options)
 	sigdelset(&signals, SIGPIPE);
 	int signal_fd = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
 	if (epoll_fd < 0 || signal_fd < 0 || loop_add(&signal_source, signal_fd, EPOLLIN) < 0 ||
-	    loop_add(&port_source, options->control_fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP) < 0)
+	    loop_add(&port_source, options->control_fd, PORT_EVENTS) < 0 ||
+	    (options->egress_pidfd >= 0 && loop_add(&egress_source, options->egress_pidfd, EPOLLIN) < 0))
 		fatal("cannot set up the event loop: %s", strerror(errno));
 	exec_init(options);
 
-	memcpy(outbox, CT_READY_LINE, sizeof CT_READY_LINE - 1);
-	outbox_end = sizeof CT_READY_LINE - 1;
+	port_init(&port, options->control_fd, start_http2);
+	port_say(&port, CT_READY_LINE, sizeof CT_READY_LINE - 1);
 	bool more_input = false, more_output = false;
 	uint64_t last_words = 0;
-	while (phase != PHASE_OVER) {
-		write_port();
-		if (last_stream && phase == PHASE_HTTP2) {
+	while (port.phase != PORT_OVER) {
+		port_write(&port);
+		if (last_stream && port.phase == PORT_OPEN) {
 			uint64_t now = now_us();
 			if (last_words == 0)
 				last_words = now + LAST_WORDS_MS * 1000;
-			if (now >= last_words || (last_stream_closed && nothing_to_send() && !port_full)) {
-				end_session(LINK_SHUT_DOWN);
+			if (now >= last_words || (last_stream_closed && port_drained(&port))) {
+				port_finish(&port, PORT_DONE);
 				break;
 			}
 		}
-		int timeout = -1;
+		int timeout = port_timeout_ms(&port);
 		if (more_input || more_output || room_freed)
 			timeout = 0;
-		else if (!host_seen)
-			timeout = phase == PHASE_HELLO ? IDLE_RETRY_MS : HELLO_RETRY_MS;
-		else if (last_stream)
+		else if (timeout < 0 && last_stream)
 			timeout = 20;
 		room_freed = false;
 		if (timeout != 0)
@@ -685,9 +537,9 @@ enum link_end link_serve(const struct link_options *link_options)
 		struct epoll_event events[32];
 		int count = epoll_wait(epoll_fd, events, 32, timeout);
 		bool child_ended = false;
-		bool port_ready = more_input || (count == 0 && !host_seen);
-		if (count == 0 && !host_seen)
-			port_full = false;
+		bool port_ready = more_input || (count == 0 && !port.host_seen);
+		if (count == 0)
+			port_retry(&port);
 		/*
 		 * Pipes first, then ended processes, then the host: each of these may free what the ones before it refer to,
 		 * and none what comes after it.
@@ -697,7 +549,7 @@ enum link_end link_serve(const struct link_options *link_options)
 			if (source == &port_source) {
 				port_ready = true;
 				if (events[index].events & EPOLLOUT)
-					port_full = false;
+					port.full = false;
 			} else if (source == &signal_source) {
 				child_ended = true;
 			} else {
@@ -711,8 +563,8 @@ enum link_end link_serve(const struct link_options *link_options)
 			exec_reap();
 		}
 		if (port_ready)
-			more_input = read_port();
+			more_input = port_read(&port);
 		more_output = exec_run();
 	}
-	return end_reason;
+	return port.end;
 }

@@ -9,6 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "port.h"
 #include "volume.h"
 
 struct link_options {
@@ -16,13 +17,12 @@ struct link_options {
 	int cgroup_fd;	/* The job's cgroup, or -1: processes then stay where they are. */
 	int script_fd;	/* Where step scripts go. */
 	int secret_fd;	/* Where secrets go that are files. */
+	int egress_pidfd; /* The egress helper; when it ends, so does the session. -1: there is none. */
 	struct job_user user;
 };
 
-enum link_end { LINK_HUNG_UP, LINK_PROTOCOL_ERROR, LINK_SHUT_DOWN };
-
 /* Serves one session and returns why it ended. Processes of the job may still be alive then. */
-enum link_end link_serve(const struct link_options *options);
+enum port_end link_serve(const struct link_options *options);
 
 /* --- For exec.c: something that wants to know when a descriptor becomes ready (edge-triggered). --- */
 

@@ -45,12 +45,13 @@ int main(void)
 		.cgroup_fd = booted.cgroup_fd,
 		.script_fd = booted.script_fd,
 		.secret_fd = booted.secret_fd,
+		.egress_pidfd = booted.egress_pidfd,
 		.user = booted.user,
 	};
 	warm_memory();
-	enum link_end end = link_serve(&options);
+	enum port_end end = link_serve(&options);
 	/* Nobody is left to work for: the job must not go on unwatched. */
-	if (end != LINK_SHUT_DOWN) {
+	if (end != PORT_DONE) {
 		exec_kill_all();
 		volume_close();
 	}

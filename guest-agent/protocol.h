@@ -52,6 +52,18 @@
 #define CT_CONTROL_PORT_NAME "ct.control"
 #define CT_EGRESS_PORT_NAME "ct.egress"
 
+#define CT_EGRESS_PATH_DNS "/v1/dns"
+#define CT_EGRESS_PATH_EVENTS "/v1/events"
+
+#define CT_ATTEMPT_UDP 1
+#define CT_ATTEMPT_RAW_SOCKET 2
+#define CT_ATTEMPT_PACKET_SOCKET 3
+#define CT_ATTEMPT_OTHER_SOCKET 4
+#define CT_ATTEMPT_SUPPRESSED 5
+
+#define CT_ATTEMPT_BYTES 48
+#define CT_MAX_DNS_MESSAGE_BYTES 4096
+
 #define CT_RECORD_HEADER_BYTES 5
 /* src/protocol/limits.ts: MAX_RECORD_BYTES. Host-controlled length; checked before anything is allocated. */
 #define CT_MAX_RECORD_BYTES 65536

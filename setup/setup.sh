@@ -111,6 +111,8 @@ fi
 digest() {
   find "$@" -type f ! -name '*.test.ts' ! -path '*/build/*' -print0 2>/dev/null | sort -z | xargs -0 sha256sum | sha256sum | cut -c1-16
 }
+# sources COMPONENT: what it is made from. The guest agent holds the BPF programs, and they share protocol.h.
+sources() { case $1 in bpf | guest-agent) echo bpf guest-agent ;; *) echo "$1" ;; esac; }
 recorded() { [ ! -r "$1" ] || cat "$1"; }
 
 # Becomes dist/.stamp at the end and keeps this time: an edit of a source during the set-up makes it stale again.
@@ -139,7 +141,8 @@ npm_stale=
 stale_components=
 for component in $components; do
   [ -f "$component/Makefile" ] || continue
-  [ "$(recorded "build/$component/.inputs")" = "$(digest "$component")" ] ||
+  # shellcheck disable=SC2046 # a list of directories
+  [ "$(recorded "build/$component/.inputs")" = "$(digest $(sources "$component"))" ] ||
     stale_components="$stale_components $component"
 done
 
@@ -230,7 +233,8 @@ fi
 # --- C parts --------------------------------------------------------------------------------------------------------
 
 for component in $stale_components; do
-  inputs=$(digest "$component")
+  # shellcheck disable=SC2046 # a list of directories
+  inputs=$(digest $(sources "$component"))
   # -B: the inputs changed, and times of a fresh checkout say nothing about which.
   step "compile $component" make -B -C "$component" "OUT=../build/$component" ||
     fail REQUIREMENT_MISSING "$component could not be compiled" \

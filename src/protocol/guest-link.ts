@@ -90,3 +90,26 @@ export const WORKSPACE_DIRECTORY = '/workspace';
 export const CONTROL_PORT_NAME = 'ct.control';
 /** Name of the egress port: there the guest is the HTTP/2 client. */
 export const EGRESS_PORT_NAME = 'ct.egress';
+
+/** What the guest asks on the egress port, beside `CONNECT address:port`. */
+export const EgressPath = {
+  /** `POST`: one DNS message each way. */
+  dns: '/v1/dns',
+  /** `POST`: attempt records; answered 200 or 204. */
+  events: '/v1/events',
+} as const;
+
+/** First byte of an attempt record: something without a way out of the VM was tried. docs/guest-link.md has the layout. */
+export const Attempt = {
+  /** A datagram to anybody but the resolver. */
+  udp: 1,
+  rawSocket: 2,
+  packetSocket: 3,
+  otherSocket: 4,
+  /** Only says how many attempts have not been told, because there were too many. */
+  suppressed: 5,
+} as const;
+
+export const ATTEMPT_BYTES = 48;
+/** Guest-controlled; what RFC 6891 suggests for EDNS. */
+export const MAX_DNS_MESSAGE_BYTES = 4096;

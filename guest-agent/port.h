@@ -1,0 +1,79 @@
+/*
+ * One port to the host: whatever is said before the session, the nonce handshake, and the bytes of an HTTP/2 session in
+ * both directions. docs/guest-link.md is the contract. The owner brings the session and an edge-triggered epoll.
+ */
+#ifndef CT_PORT_H
+#define CT_PORT_H
+
+#include <nghttp2/nghttp2.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "hello.h"
+
+/* virtio_console hands out at most one 4 KiB buffer per read and takes at most 32 KiB per write. */
+#define PORT_READ_BYTES 4096
+#define PORT_WRITE_BYTES 32768
+/* Reads per turn of the loop: a host that sends without end must not keep everything else waiting. */
+#define PORT_READ_BUDGET 32
+/* A DATA frame that fills one write together with its header. */
+#define PORT_FRAME_BYTES (PORT_WRITE_BYTES - 9)
+
+/* Edge-triggered: a virtio port without a host reports a hang-up all the time, and a level-triggered loop would spin. */
+#define PORT_EVENTS (EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET)
+
+enum port_phase { PORT_HELLO, PORT_OPEN, PORT_OVER };
+enum port_end { PORT_HUNG_UP, PORT_PROTOCOL_ERROR, PORT_DONE };
+
+struct port {
+	int fd;
+	enum port_phase phase;
+	enum port_end end;
+	/* Called once, when the host has said hello. */
+	nghttp2_session *(*start)(void);
+	nghttp2_session *session;
+	struct hello hello;
+	bool full;
+	/*
+	 * Whether the port has shown since the hello that a host is there. After a restore the host's first bytes can come
+	 * before the kernel has learnt that a host has opened the port; reading then gives 0, as after a hang-up.
+	 */
+	bool host_seen;
+	/* Bytes for the port, and the rest of the last thing nghttp2 wants sent. */
+	size_t outbox_start;
+	size_t outbox_end;
+	const uint8_t *frame_rest;
+	size_t frame_rest_bytes;
+	uint8_t outbox[PORT_WRITE_BYTES];
+	/* A whole turn's input, so that a frame of 64 KiB reaches the session in few pieces. */
+	uint8_t inbox[PORT_READ_BUDGET * PORT_READ_BYTES];
+};
+
+/* `fd` is non-blocking: a virtio-serial port or a socket. */
+void port_init(struct port *port, int fd, nghttp2_session *(*start)(void));
+
+/* A few bytes to say before the session. */
+void port_say(struct port *port, const void *bytes, size_t length);
+
+/* Hands what the host sent to the session. Returns whether the budget ended before the input did. */
+bool port_read(struct port *port);
+
+/* Writes until the port is full or the session has nothing to say. */
+void port_write(struct port *port);
+
+/* How long the loop may sleep, -1 for as long as it likes. If nothing has happened by then: port_retry, port_read. */
+int port_timeout_ms(const struct port *port);
+void port_retry(struct port *port);
+
+/* Nothing is left to send. Legal while the port is open. */
+bool port_drained(const struct port *port);
+
+/* The first reason counts. */
+void port_finish(struct port *port, enum port_end end);
+
+/* For nghttp2: DATA frames that fill a write of the port. */
+ssize_t port_frame_length(nghttp2_session *session, uint8_t type, int32_t id, int32_t session_window,
+			  int32_t stream_window, uint32_t max_frame, void *context);
+
+#endif
