@@ -1,6 +1,7 @@
 /** What a repository is built with, judged by the files in its root. */
 import { closeSync, constants, fstatSync, openSync, readdirSync, readSync } from 'node:fs';
 import { join } from 'node:path';
+import type { PresetName } from '../../egress/presets/names.ts';
 
 /** Read whole and only looked through for names; larger ones are taken for something else. */
 const MAX_FILE_BYTES = 1024 * 1024;
@@ -14,6 +15,8 @@ export interface Tool {
   /** Debian packages beyond the default image. */
   readonly packages: readonly string[];
   readonly steps: readonly { readonly name: string; readonly run: string }[];
+  /** Network preset that its downloads need; absent if there are none. */
+  readonly network?: PresetName;
   /** What else the user has to know, one sentence a line. */
   readonly notes: readonly string[];
 }
@@ -46,22 +49,22 @@ function npm(files: ReadonlySet<string>, read: Read): Tool | undefined {
   const hasDependencies = ['dependencies', 'devDependencies'].some(
     (key) => Object.keys(asObject(manifest[key])).length > 0,
   );
+  const isLocked = files.has('package-lock.json') || files.has('npm-shrinkwrap.json');
+  const install =
+    client === 'npm' ? `npm ${isLocked ? 'ci' : 'install'}` : `${client} install --frozen-lockfile`;
   return {
     kind: 'npm',
     file: 'package.json',
     packages: ['nodejs', 'npm'],
-    steps: steps.length > 0 ? steps : [{ name: 'check', run: 'node --version && npm --version' }],
-    notes: [
-      ...(client === 'npm'
-        ? []
-        : [`${client} is no Debian package: keep it in the repository, or let npm do the work.`]),
-      ...(hasDependencies
-        ? [
-            'Jobs have no network, so `npm ci` cannot download anything in them. Install the dependencies here,',
-            'and run `ct run --no-ignore`, which sends node_modules too.',
-          ]
-        : []),
+    steps: [
+      ...(hasDependencies ? [{ name: 'install', run: install }] : []),
+      ...(steps.length > 0 ? steps : [{ name: 'check', run: 'node --version && npm --version' }]),
     ],
+    ...(hasDependencies ? { network: 'npm' } : {}),
+    notes:
+      client === 'npm'
+        ? []
+        : [`${client} is no Debian package: keep it in the repository, or let npm do the work.`],
   };
 }
 
@@ -71,18 +74,22 @@ function cargo(files: ReadonlySet<string>, read: Read): Tool | undefined {
   const hasDependencies = /^\[(?:[\w.'()"= -]+\.)?(?:dev-|build-)?dependencies[\].]/m.test(
     read('Cargo.toml'),
   );
+  const downloads = hasDependencies && !files.has('vendor');
+  const options = `${downloads ? '' : ' --offline'}${locked}`;
   return {
     kind: 'cargo',
     file: 'Cargo.toml',
     packages: ['cargo'],
     steps: [
-      { name: 'build', run: `cargo build --offline${locked}` },
-      { name: 'test', run: `cargo test --offline${locked}` },
+      { name: 'build', run: `cargo build${options}` },
+      { name: 'test', run: `cargo test${options}` },
     ],
-    notes:
-      hasDependencies && !files.has('vendor')
-        ? ['Jobs have no network: `cargo vendor` puts the dependencies into the repository.']
-        : [],
+    ...(downloads ? { network: 'cargo' } : {}),
+    notes: downloads
+      ? [
+          'The preset `cargo` follows ~/.cargo/config.toml of the host; without one, `cargo vendor` does without it.',
+        ]
+      : [],
   };
 }
 
@@ -97,10 +104,8 @@ function go(files: ReadonlySet<string>): Tool | undefined {
       { name: 'vet', run: 'go vet ./...' },
       { name: 'test', run: 'go test ./...' },
     ],
-    notes:
-      files.has('go.sum') && !files.has('vendor')
-        ? ['Jobs have no network: `go mod vendor` puts the dependencies into the repository.']
-        : [],
+    ...(files.has('go.sum') && !files.has('vendor') ? { network: 'go' } : {}),
+    notes: [],
   };
 }
 
@@ -120,18 +125,32 @@ function python(files: ReadonlySet<string>, read: Read): Tool | undefined {
     files.has('pytest.ini') ||
     files.has('conftest.py') ||
     configuration.some((text) => /\bpytest\b/.test(text));
+  const requirements = files.has('requirements.txt')
+    ? '-r requirements.txt'
+    : files.has('setup.py') || /^\[(?:project|build-system)\]/m.test(read('pyproject.toml'))
+      ? '-e .'
+      : undefined;
+  const python = requirements === undefined ? 'python3' : '.venv/bin/python';
   return {
     kind: 'python',
     file,
-    packages: usesPytest ? ['python3-pytest'] : [],
+    packages: [
+      ...(requirements === undefined ? [] : ['python3-venv']),
+      ...(usesPytest ? ['python3-pytest'] : []),
+    ],
     steps: [
       { name: 'compile', run: 'python3 -m compileall -q .' },
-      { name: 'test', run: usesPytest ? 'python3 -m pytest' : 'python3 -m unittest discover' },
+      ...(requirements === undefined
+        ? []
+        : [
+            // The image's own packages stay in sight.
+            { name: 'environment', run: 'python3 -m venv --system-site-packages .venv' },
+            { name: 'install', run: `.venv/bin/pip install ${requirements}` },
+          ]),
+      { name: 'test', run: `${python} -m ${usesPytest ? 'pytest' : 'unittest discover'}` },
     ],
-    notes: [
-      'Jobs have no network, so `pip install` cannot download anything in them: put what is imported into the image',
-      '(Debian calls it python3-NAME), or wheels into the repository and `pip install --no-index --find-links`.',
-    ],
+    ...(requirements === undefined ? {} : { network: 'pypi' }),
+    notes: [],
   };
 }
 

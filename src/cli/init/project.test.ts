@@ -43,20 +43,35 @@ test('npm: the scripts of package.json become steps, what npm init writes does n
     scripts: { build: 'tsc', test: 'node --test', lint: 'x', start: 'y' },
     devDependencies: { a: '1' },
   };
-  const { detected, content, plan } = initAndPlan({ 'package.json': JSON.stringify(manifest) });
+  const { detected, content, plan } = initAndPlan({
+    'package.json': JSON.stringify(manifest),
+    'package-lock.json': '{}',
+  });
   assert.deepEqual(detected, ['npm (package.json)']);
-  assert.deepEqual(scripts(plan), { build: ['npm run lint', 'npm run build', 'npm test'] });
+  assert.deepEqual(scripts(plan), { build: ['npm ci', 'npm run lint', 'npm run build', 'npm test'] });
   assert.match(content, /packages: \[nodejs, npm\]/);
-  assert.match(content, /--no-ignore/);
+  assert.deepEqual(plan.jobs[0]?.network, { allow: ['npm'] });
+  assert.match(content, /# The job reaches the registries of npm.*and nothing else/);
   const fresh = initAndPlan({
     'package.json': '{"scripts":{"test":"echo \\"Error: no test specified\\" && exit 1"}}',
   });
   assert.deepEqual(scripts(fresh.plan), { build: ['node --version && npm --version'] });
+  assert.equal(fresh.plan.jobs[0]?.network, undefined, 'nothing to download, no network');
 });
 
 test('npm: the lock file tells the client', () => {
   const files = { 'package.json': '{"scripts":{"test":"x"}}', 'yarn.lock': '' };
   assert.deepEqual(scripts(initAndPlan(files).plan), { build: ['yarn test'] });
+  const manifest = '{"scripts":{"test":"x"},"dependencies":{"a":"1"}}';
+  for (const [lock, install] of [
+    ['yarn.lock', 'yarn install --frozen-lockfile'],
+    ['pnpm-lock.yaml', 'pnpm install --frozen-lockfile'],
+    ['none', 'npm install'],
+  ] as const) {
+    const { plan } = initAndPlan({ 'package.json': manifest, [lock]: '' });
+    assert.equal(scripts(plan)['build']?.[0], install);
+    assert.deepEqual(plan.jobs[0]?.network, { allow: ['npm'] });
+  }
 });
 
 test('make: the targets are found, assignments and patterns are not targets', () => {
@@ -68,29 +83,36 @@ test('make: the targets are found, assignments and patterns are not targets', ()
   assert.deepEqual(scripts(initAndPlan({ Makefile: 'prog:\n' }).plan), { build: ['make'] });
 });
 
-test('cargo and go: builds work without a network, and vendoring is recommended where it is missing', () => {
-  const cargo = initAndPlan({ 'Cargo.toml': '[package]\n[dependencies]\nserde = "1"\n', 'Cargo.lock': '' });
-  assert.deepEqual(scripts(cargo.plan), {
-    build: ['cargo build --offline --locked', 'cargo test --offline --locked'],
-  });
-  assert.match(cargo.content, /cargo vendor/);
-  assert.doesNotMatch(initAndPlan({ 'Cargo.toml': '[package]\n' }).content, /cargo vendor/);
+test('cargo and go: a network where something is to be downloaded, none where it is vendored', () => {
+  const manifest = '[package]\n[dependencies]\nserde = "1"\n';
+  const cargo = initAndPlan({ 'Cargo.toml': manifest, 'Cargo.lock': '' });
+  assert.deepEqual(scripts(cargo.plan), { build: ['cargo build --locked', 'cargo test --locked'] });
+  assert.deepEqual(cargo.plan.jobs[0]?.network, { allow: ['cargo'] });
+  assert.match(cargo.content, /follows ~\/\.cargo\/config\.toml/);
+  const vendored = initAndPlan({ 'Cargo.toml': manifest, 'vendor/x': '' });
+  assert.deepEqual(scripts(vendored.plan), { build: ['cargo build --offline', 'cargo test --offline'] });
+  assert.equal(vendored.plan.jobs[0]?.network, undefined);
   const go = initAndPlan({ 'go.mod': 'module x\n', 'go.sum': 'x\n' });
   assert.deepEqual(scripts(go.plan), { build: ['go build ./...', 'go vet ./...', 'go test ./...'] });
-  assert.match(go.content, /go mod vendor/);
-  assert.doesNotMatch(
-    initAndPlan({ 'go.mod': '', 'go.sum': '', 'vendor/modules.txt': '' }).content,
-    /mod vendor/,
-  );
+  assert.deepEqual(go.plan.jobs[0]?.network, { allow: ['go'] });
+  const local = initAndPlan({ 'go.mod': '', 'go.sum': '', 'vendor/modules.txt': '' });
+  assert.equal(local.plan.jobs[0]?.network, undefined);
 });
 
-test('python: pytest where it is mentioned, unittest otherwise', () => {
-  const pytest = initAndPlan({ 'pyproject.toml': '[project.optional-dependencies]\ntest = ["pytest>=7"]\n' });
+test('python: requirements are installed from pypi, pytest where it is mentioned, unittest otherwise', () => {
+  const pytest = initAndPlan({ 'pyproject.toml': '[tool.x]\ntest = ["pytest>=7"]\n' });
   assert.equal(scripts(pytest.plan)['build']?.at(-1), 'python3 -m pytest');
   assert.match(pytest.content, /packages: \[python3-pytest\]/);
+  assert.equal(pytest.plan.jobs[0]?.network, undefined);
   const plain = initAndPlan({ 'requirements.txt': 'requests\n' });
-  assert.equal(scripts(plain.plan)['build']?.at(-1), 'python3 -m unittest discover');
-  assert.equal(plain.plan.jobs[0]?.image, 'debian-12');
+  assert.deepEqual(scripts(plain.plan)['build']?.slice(-2), [
+    '.venv/bin/pip install -r requirements.txt',
+    '.venv/bin/python -m unittest discover',
+  ]);
+  assert.match(plain.content, /packages: \[python3-venv\]/);
+  assert.deepEqual(plain.plan.jobs[0]?.network, { allow: ['pypi'] });
+  const project = initAndPlan({ 'pyproject.toml': '[project]\nname = "x"\n' });
+  assert.ok(scripts(project.plan)['build']?.includes('.venv/bin/pip install -e .'));
 });
 
 test('several tools get a job each and one image', () => {

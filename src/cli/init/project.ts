@@ -2,6 +2,7 @@
 import { existsSync, readdirSync, writeFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { CtError, messageOf } from '../../core/errors.ts';
+import { PRESETS } from '../../egress/presets/names.ts';
 import { detectTools, type Tool, type ToolKind } from './detect.ts';
 
 /** Image of a repository that needs more than the default one has; the user writes its definition. */
@@ -84,13 +85,13 @@ export function jobFileFor(tools: readonly Tool[]): string {
 function imageLines(packages: readonly string[]): string[] {
   if (packages.length === 0) {
     return [
-      '  # What is installed in the VM. Jobs cannot install more: they have no network, and the system is read-only.',
+      '  # What is installed in the VM. Jobs cannot install more: the system is read-only.',
       '  # For more packages write images/NAME.yml with `version: 1`, `extends: debian-12` and `packages: […]`.',
       '  image: debian-12',
     ];
   }
   return [
-    '  # What is installed in the VM. Jobs cannot install more: they have no network, and the system is read-only.',
+    '  # What is installed in the VM. Jobs cannot install more: the system is read-only.',
     `  # The image \`${IMAGE_NAME}\` is yours to define. Write images/${IMAGE_NAME}.yml with:`,
     '  #',
     '  #   version: 1',
@@ -104,11 +105,22 @@ function jobLines(id: string, tool: Tool): string[] {
   return [
     ...tool.notes.map((note) => `  # ${note}`),
     `  ${id}:`,
+    ...networkLines(tool),
     '    steps:',
     ...tool.steps.flatMap((step) => [`      - name: ${step.name}`, `        run: ${step.run}`]),
     `    # Files to keep; they land in .ct/out/${id}.`,
     '    # artifacts:',
     '    #   paths: [dist]',
+  ];
+}
+
+/** What the job may connect to. Without one it has no network. */
+function networkLines({ network }: Tool): string[] {
+  if (network === undefined) return [];
+  return [
+    `    # The job reaches ${PRESETS[network]}, as this host is configured, and nothing else.`,
+    '    # Further hosts by name, such as "https://api.example.com". `network: none` in a step takes it away there.',
+    `    network: [${network}]`,
   ];
 }
 
@@ -124,6 +136,8 @@ function sampleJob(): string[] {
     '      - name: always last',
     '        if: always()',
     '        run: echo done',
+    '    # What the job may connect to; nothing if it is absent. docs/network.md of ct has the presets.',
+    '    # network: [npm, "https://api.example.com"]',
     '    # Files to keep; they land in .ct/out/build.',
     '    # artifacts:',
     '    #   paths: [dist]',
