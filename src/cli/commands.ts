@@ -239,6 +239,83 @@ export const COMMANDS: readonly CommandSpec[] = [
     load: () => import('./commands/alerts.ts'),
   },
   {
+    name: 'policy check',
+    summary: 'say what policy allows a job, before it runs',
+    description: [
+      'Plans the jobs of ct.yml and asks the host daemon what it would ask when they run: whether each may run, in which mode, what every preset stands for on this host, and everything that it can connect to; or which rules say no, and what to do about it. Nothing is run.',
+      'Exit status 0 if all of them are allowed, 122 if not.',
+    ],
+    positionals: {
+      placeholder: 'JOB',
+      max: Number.POSITIVE_INFINITY,
+      help: 'job of ct.yml, with what it needs; all if absent',
+    },
+    options: [
+      { name: 'directory', short: 'C', value: 'DIR', help: 'start in DIR instead of the current directory' },
+      {
+        name: 'trust',
+        value: 'TRUST',
+        choices: ['local', 'trusted', 'untrusted'],
+        help: 'as if the job came from there: untrusted is a pull request of a stranger; local if absent',
+      },
+      JSON_OPTION,
+    ],
+    examples: [
+      { command: 'ct policy check build', what: 'the job `build`' },
+      { command: 'ct policy check --trust untrusted', what: 'what a pull request of a stranger would get' },
+    ],
+    load: () => import('./commands/policy/check.ts'),
+  },
+  {
+    name: 'policy explain',
+    summary: 'show every denial of a run, with the rule behind it',
+    description: [
+      'Shows what policy denied, recorded or ended a run for: when, in which step, what was tried, which rule says so and where it stands, and how to ask for it.',
+    ],
+    positionals: { placeholder: 'RUN', max: 1, help: RUN_HELP_OR_LATEST },
+    options: [JSON_OPTION],
+    examples: [{ command: 'ct policy explain build', what: 'the newest run of the job `build`' }],
+    load: () => import('./commands/policy/explain.ts'),
+  },
+  {
+    name: 'policy learn',
+    summary: 'print the smallest network that runs needed',
+    description: [
+      'Prints YAML to paste: `network:` for the job in ct.yml, and what the policy has to say for it. It names what the runs connected to and what they were denied, by preset, or by host, port and protocol, never wider. What is banned or blocked is not in it; comments say why.',
+      'Run the job in mode `audit` first: then everything it needs is tried.',
+    ],
+    positionals: { placeholder: 'RUN', min: 1, max: Number.POSITIVE_INFINITY, help: RUN_HELP },
+    options: [],
+    examples: [{ command: 'ct policy learn build test', what: 'what the newest runs of both needed' }],
+    load: () => import('./commands/policy/learn.ts'),
+  },
+  {
+    name: 'policy show',
+    summary: 'show which policy counts on this host',
+    description: [
+      'Shows where the policy lies, its revision, what decides by it, and its mode of the network.',
+    ],
+    options: [JSON_OPTION],
+    examples: [{ command: 'ct policy show', what: 'as a page' }],
+    load: () => import('./commands/policy/show.ts'),
+  },
+  {
+    name: 'policy test',
+    summary: 'run the Rego tests of a policy',
+    description: [
+      'Runs the tests (*_test.rego) in DIR together with the rules and tests that ct ships. It needs the program `opa`; where Go is installed, ct gets it through that, once.',
+      'Exit status 0 if all pass, 1 if not.',
+    ],
+    positionals: {
+      placeholder: 'DIR',
+      max: 1,
+      help: 'directory of a policy; the one that counts on this host if absent',
+    },
+    options: [],
+    examples: [{ command: 'ct policy test ./policy', what: 'before it is put into place' }],
+    load: () => import('./commands/policy/test.ts'),
+  },
+  {
     name: 'doctor',
     summary: 'check that this machine can run jobs, and say how to fix what is missing',
     description: [

@@ -1,0 +1,70 @@
+/** `ct policy check`: what policy says to jobs, without running them. */
+import { resolve } from 'node:path';
+import { CtError, EXIT_STATUS } from '../../../core/errors.ts';
+import { ctHomePath } from '../../../core/paths.ts';
+import { loadJobs } from '../../../job/load.ts';
+import { type PlannedJob, planJobs, toJobRequest } from '../../../job/plan.ts';
+import type { JobOrigin } from '../../../protocol/network.ts';
+import type { ParsedOptions } from '../../command.ts';
+import { anyHost } from '../../host.ts';
+import { imageInputs } from '../../images.ts';
+import { findOrigin } from '../../origin.ts';
+import type { Output } from '../../output.ts';
+import { PolicySources } from '../../policy-source.ts';
+import { styleFor } from '../../render/format.ts';
+import { type CheckedJob, checkedJobJson, checkedJobText } from '../../render/policy.ts';
+
+export async function run(parsed: ParsedOptions, output: Output): Promise<number> {
+  const loaded = loadJobs(resolve(parsed.value('directory') ?? '.'));
+  const { jobs } = planJobs(loaded, { targets: parsed.positionals });
+  const host = await anyHost();
+  const [policy, origin, images] = await Promise.all([
+    host.policy(),
+    originOf(loaded.root, parsed.value('trust')),
+    imagesOf(jobs, loaded.root),
+  ]);
+  const sources = new PolicySources(policy.directory);
+  const checked: CheckedJob[] = [];
+  for (const job of jobs) {
+    const image = images.get(job.image) ?? '';
+    const answer = await host.checkPolicy(toJobRequest(job, { image, sendsTree: true, origin }));
+    const denials = answer.decision.denials.map((denial) => {
+      const source = sources.ruleOf(denial);
+      return { ...denial, ...(source ? { source } : {}) };
+    });
+    checked.push({ name: job.name, image: job.image, ...answer, denials });
+  }
+  const allowed = checked.every(({ decision }) => decision.allow);
+  if (parsed.has('json')) {
+    const document = { version: 1, policy: policy.revision, allowed, jobs: checked.map(checkedJobJson) };
+    output.write('stdout', `${JSON.stringify(document, undefined, 2)}\n`);
+  } else {
+    const style = styleFor(output.isTty.stdout);
+    output.write('stdout', checked.map((job) => checkedJobText(job, style)).join('\n'));
+  }
+  return allowed ? 0 : EXIT_STATUS.policy;
+}
+
+async function originOf(root: string, trust: string | undefined): Promise<JobOrigin> {
+  const origin = await findOrigin(root);
+  return trust === undefined ? origin : { ...origin, trust: trust as JobOrigin['trust'] };
+}
+
+/** Digests of images that are built. Throws IMAGE_NOT_FOUND: policy may go by the digest, and a check builds nothing. */
+async function imagesOf(
+  jobs: readonly PlannedJob[],
+  directory: string,
+): Promise<ReadonlyMap<string, string>> {
+  const { currentImage } = await import('../../../image/build.ts');
+  const images = new Map<string, string>();
+  for (const name of new Set(jobs.map(({ image }) => image))) {
+    const current = await currentImage(imageInputs(name, { ctHome: ctHomePath(), directory }));
+    if (!current) {
+      throw new CtError('IMAGE_NOT_FOUND', `the image ${name} is not built, or not current`, {
+        hint: `run: ct image build ${name}`,
+      });
+    }
+    images.set(name, current.digest);
+  }
+  return images;
+}
