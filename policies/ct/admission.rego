@@ -23,11 +23,17 @@ decision := {"allow": true, "denials": [], "network": network} if {
 
 decision := {
 	"allow": false,
-	"denials": sort({denial | some reason in deny; denial := lib.denial_of(reason, "ct.admission.deny")}),
+	"denials": [denial | some [_, _, denial] in sort(told)],
 	"network": {"mode": "enforce", "allow": []},
 } if {
 	lib.ready
 	count(deny) > 0
+}
+
+# By their rules, in order.
+told contains [denial.rule, denial.message, denial] if {
+	some reason in deny
+	denial := lib.denial_of(reason, "ct.admission.deny")
 }
 
 # Every condition, one by one, in the positive: what is undefined allows nothing.
@@ -128,13 +134,20 @@ ceiling(key) := profile.limits[key] if not stranger
 
 ceiling(key) := min({profile.limits[key], lib.config.untrusted.limits[key]}) if stranger
 
-cpus_allowed if input.resources.cpus <= ceiling("cpus")
+# Rego compares values of any types: what is no number is less than all of them.
+at_most(key) if {
+	is_number(input.resources[key])
+	is_number(ceiling(key))
+	input.resources[key] <= ceiling(key)
+}
 
-memory_allowed if input.resources.memory_mib <= ceiling("memory_mib")
+cpus_allowed if at_most("cpus")
 
-disk_allowed if input.resources.disk_mib <= ceiling("disk_mib")
+memory_allowed if at_most("memory_mib")
 
-timeout_allowed if input.resources.timeout_seconds <= ceiling("timeout_seconds")
+disk_allowed if at_most("disk_mib")
+
+timeout_allowed if at_most("timeout_seconds")
 
 deny contains too_much("cpus", "cpus", "virtual CPUs", "resources: cpus") if not cpus_allowed
 

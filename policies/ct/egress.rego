@@ -18,7 +18,7 @@ default decision := {
 # What is forbidden, whatever allows it and in every mode.
 decision := {"action": action, "denial": denial} if {
 	understood
-	count(bound) > 0
+	count(deny) > 0
 	[rank, denial] := min(bound)
 	action := binding_action(rank)
 }
@@ -26,14 +26,14 @@ decision := {"action": action, "denial": denial} if {
 # What a rule allows.
 decision := {"action": "allow", "allowed_by": min(allowed_by)} if {
 	understood
-	count(bound) == 0
+	count(deny) == 0
 	count(allowed_by) > 0
 }
 
 # What nothing allows: mode `audit` only records it.
 decision := {"action": unruled_action, "denial": unruled} if {
 	understood
-	count(bound) == 0
+	count(deny) == 0
 	count(allowed_by) == 0
 }
 
@@ -299,7 +299,7 @@ rank_of(reason) := rank if {
 
 ranks := {"ct.egress.blocked": 1, "ct.egress.step_without_network": 2}
 
-rule_of(reason) := reason.rule if is_object(reason)
+rule_of(reason) := object.get(reason, "rule", "") if is_object(reason)
 
 rule_of(reason) := "" if not is_object(reason)
 

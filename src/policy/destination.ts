@@ -162,7 +162,8 @@ export interface CanonicalHost {
 export function canonicalHost(text: string): CanonicalHost | DestinationProblem {
   const bracketed = text.startsWith('[') && text.endsWith(']');
   const address = canonicalAddress(bracketed ? text.slice(1, -1) : text);
-  if (address !== undefined && (!bracketed || address.includes(':'))) return { host: address, literal: true };
+  // Brackets are for IPv6, also where it stands for an IPv4 address.
+  if (address !== undefined && (!bracketed || text.includes(':'))) return { host: address, literal: true };
   const wildcard = text.startsWith('*.');
   const written = wildcard ? text.slice(2) : text;
   if (written.includes('*')) {

@@ -1,0 +1,174 @@
+/** Which policy counts on this host, and the engine that decides by it. */
+import { createHash } from 'node:crypto';
+import { existsSync, lstatSync, readdirSync, readFileSync, statSync } from 'node:fs';
+import { join, resolve } from 'node:path';
+import { CtError, messageOf } from '../core/errors.ts';
+import { installRoot } from '../core/install.ts';
+import { readSource } from '../core/source-text.ts';
+import type { PresetName } from '../egress/presets/names.ts';
+import { MAX_POLICY_DATA_BYTES, type PolicyData, parsePolicyData } from '../policy/data.ts';
+import type { Destination } from '../policy/destination.ts';
+import { loadWasmEngine, type PolicyEngine } from '../policy/engine.ts';
+import { OpaClient } from './opa-client.ts';
+import { compilePolicy, regoSources } from './policy-compiler.ts';
+
+export const shippedPolicies: string = join(installRoot, 'policies');
+/** The shipped rules: `ct.admission`, `ct.egress` and what they share. */
+export const shippedRules: string = join(shippedPolicies, 'ct');
+const SYSTEM_DIRECTORY = '/etc/ct/policy';
+const DATA_FILES = ['data.yml', 'data.json'];
+const WRITABLE_BY_GROUP_OR_OTHERS = 0o022;
+
+export interface PolicySourceOptions {
+  readonly ctHome: string;
+  readonly env: Readonly<Record<string, string | undefined>>;
+  /** What a preset in an `always` list stands for here. May throw PRESET_UNCONFIGURED. */
+  readonly resolvePreset: (name: PresetName) => readonly Destination[];
+  /** Ask this OPA server; goes before `opa-url` of the data. */
+  readonly opaUrl?: string;
+  /** The machine's own policy; `/etc/ct/policy` if absent. */
+  readonly systemDirectory?: string;
+  readonly progress?: (message: string) => void;
+  readonly signal?: AbortSignal;
+}
+
+export interface LoadedPolicySource extends Disposable {
+  readonly engine: PolicyEngine;
+  /** Hex SHA-256 of rules and data; of the data and the server's URL with an OPA server. */
+  readonly revision: string;
+  readonly data: PolicyData;
+  /** Absent: the shipped policy counts. */
+  readonly directory?: string;
+  /** For people: `the policy in /etc/ct/policy`. */
+  readonly description: string;
+}
+
+/**
+ * The directory whose policy counts, and no other does: CT_POLICY_DIR, `/etc/ct/policy`, `policy` in CT_HOME, whichever of these
+ * is first; undefined if there is none of them: then the shipped policy does.
+ */
+export function policyDirectory(
+  options: Pick<PolicySourceOptions, 'ctHome' | 'env' | 'systemDirectory'>,
+): string | undefined {
+  const named = options.env['CT_POLICY_DIR'];
+  if (named) return resolve(named);
+  const candidates = [options.systemDirectory ?? SYSTEM_DIRECTORY, join(options.ctHome, 'policy')];
+  // One that is there and cannot be read must not give way to a laxer one.
+  return candidates.find((path) => lstatSync(path, { throwIfNoEntry: false }) !== undefined);
+}
+
+/**
+ * Loads the policy of `directory`, or the shipped one. Throws POLICY_INVALID if data or Rego are wrong, CONFIG_INVALID if others
+ * may write to them, REQUIREMENT_MISSING if Rego of one's own cannot be compiled here, PRESET_UNCONFIGURED, POLICY_UNAVAILABLE.
+ */
+export async function loadPolicy(
+  directory: string | undefined,
+  options: PolicySourceOptions,
+): Promise<LoadedPolicySource> {
+  if (directory !== undefined) requireOwnTree(directory);
+  const data = readData(directory, options);
+  const opaUrl = options.opaUrl ?? data.opaUrl;
+  const where = directory === undefined ? 'the policy that ct comes with' : `the policy in ${directory}`;
+  const found = { data, ...(directory === undefined ? {} : { directory }) };
+  if (opaUrl !== undefined) {
+    const revision = digest(opaUrl, JSON.stringify(data.config));
+    const engine = new OpaClient({ url: opaUrl, revision });
+    return {
+      ...found,
+      engine,
+      revision,
+      description: `the OPA server at ${opaUrl}, with the data of ${where}`,
+      [Symbol.dispose]: () => engine[Symbol.dispose](),
+    };
+  }
+  const hasRules = directory !== undefined && regoSources(directory).length > 0;
+  const wasm = hasRules ? (await compilePolicy([shippedRules, directory], options)).wasm : readShipped();
+  const revision = digest(createHash('sha256').update(wasm).digest('hex'), JSON.stringify(data.config));
+  const engine = await loadWasmEngine({
+    wasm,
+    config: data.config,
+    revision,
+    nowNs: () => process.hrtime.bigint(),
+  });
+  return { ...found, engine, revision, description: where, [Symbol.dispose]: () => {} };
+}
+
+function readData(directory: string | undefined, options: PolicySourceOptions): PolicyData {
+  const path = directory === undefined ? join(shippedPolicies, 'default.yml') : dataFile(directory);
+  const source = readSource(path, path, {
+    maxBytes: MAX_POLICY_DATA_BYTES,
+    code: 'POLICY_INVALID',
+    missingCode: 'POLICY_INVALID',
+  });
+  return parsePolicyData(source, options);
+}
+
+function dataFile(directory: string): string {
+  const files = DATA_FILES.map((name) => join(directory, name)).filter((path) => existsSync(path));
+  const [file, second] = files;
+  if (file !== undefined && second === undefined) return file;
+  throw new CtError(
+    'POLICY_INVALID',
+    file === undefined ? `${directory} has no data.yml` : `${directory} has both data.yml and data.json`,
+    {
+      hint:
+        file === undefined
+          ? `copy ${join(shippedPolicies, 'default.yml')} there as data.yml, and change it`
+          : 'keep one of them',
+    },
+  );
+}
+
+/** The compiled rules that ct comes with. Throws POLICY_UNAVAILABLE if they are not what was shipped. */
+function readShipped(): Uint8Array {
+  try {
+    const wasm = readFileSync(join(shippedPolicies, 'policy.wasm'));
+    const made = JSON.parse(readFileSync(join(shippedPolicies, 'policy.json'), 'utf8')) as { wasm?: unknown };
+    if (createHash('sha256').update(wasm).digest('hex') !== made.wasm) {
+      throw new CtError(
+        'POLICY_UNAVAILABLE',
+        'policies/policy.wasm is not the one that policies/policy.json names',
+      );
+    }
+    return wasm;
+  } catch (error) {
+    if (error instanceof CtError) throw error;
+    throw new CtError(
+      'POLICY_UNAVAILABLE',
+      `the policy that ct comes with cannot be read: ${messageOf(error)}`,
+      {
+        cause: error,
+      },
+    );
+  }
+}
+
+/** Whoever may write to a policy decides what jobs may do. */
+function requireOwnTree(directory: string): void {
+  const stats = statSync(directory, { throwIfNoEntry: false });
+  if (!stats?.isDirectory()) throw new CtError('POLICY_INVALID', `${directory} is not a directory`);
+  const paths = readdirSync(directory, { recursive: true, encoding: 'utf8' }).map((name) =>
+    join(directory, name),
+  );
+  for (const path of [directory, ...paths]) requireOwn(path);
+}
+
+function requireOwn(path: string): void {
+  const stats = statSync(path, { throwIfNoEntry: false });
+  if (stats === undefined) throw new CtError('POLICY_INVALID', `${path} leads nowhere`);
+  const uid = process.getuid?.();
+  if (stats.uid !== uid && stats.uid !== 0) {
+    throw new CtError('CONFIG_INVALID', `${path} belongs to user ${stats.uid}, not to you (${uid})`, {
+      hint: 'policy is yours or that of root',
+    });
+  }
+  if ((stats.mode & WRITABLE_BY_GROUP_OR_OTHERS) !== 0) {
+    throw new CtError('CONFIG_INVALID', `${path} can be written by other users`, {
+      hint: `it says what jobs may do; run: chmod go-w ${path}`,
+    });
+  }
+}
+
+function digest(...parts: readonly string[]): string {
+  return createHash('sha256').update(parts.join('\n')).digest('hex');
+}
