@@ -69,6 +69,12 @@ const RECORD_TIMEOUT_MS = 5000;
 const DAEMON_HEAP = ['--max-semi-space-size=2', '--max-old-space-size=256'];
 /** Artifacts that wait for the disk. */
 const ARTIFACT_QUEUE_BYTES = 1024 * 1024;
+/**
+ * What the daemon takes from the environment of whoever starts it: its own settings, and those by which clients of this
+ * machine are configured (src/egress/presets). What a project may have put among them, presets leave out.
+ */
+const DAEMON_VARIABLES =
+  /^(HOME|TMPDIR|NODE_COMPILE_CACHE|CT_HOST_IDLE_SECONDS|CT_POLICY_DIR|CT_APT_SOURCES|XDG_CONFIG_(HOME|DIRS)|npm_(command|lifecycle_event)|npm_config_.*|NPM_CONFIG_.*|GIT_CONFIG_(GLOBAL|SYSTEM|NOSYSTEM)|PIP_.*|GO[A-Z]+|CARGO_.*|GIT_SSL_CAINFO|SSL_CERT_(FILE|DIR)|NODE_EXTRA_CA_CERTS|CURL_CA_BUNDLE|REQUESTS_CA_BUNDLE)$/;
 /** ct-launcher: another daemon holds the lock. */
 const EXIT_LOCK_HELD = 75;
 
@@ -175,10 +181,13 @@ interface Program {
 }
 
 function daemonProgram(ctHome: string, socketPath: string): Program {
-  const env: Record<string, string> = { PATH: process.env['PATH'] ?? '/usr/sbin:/usr/bin:/sbin:/bin' };
-  for (const name of ['HOME', 'NODE_COMPILE_CACHE', 'CT_HOST_IDLE_SECONDS', 'TMPDIR']) {
-    const value = process.env[name];
-    if (value !== undefined) env[name] = value;
+  const env: Record<string, string> = {
+    PATH: process.env['PATH'] ?? '/usr/sbin:/usr/bin:/sbin:/bin',
+    // Resolvers block threads that files need, too: half of these are theirs (libuv).
+    UV_THREADPOOL_SIZE: '16',
+  };
+  for (const [name, value] of Object.entries(process.env)) {
+    if (value !== undefined && DAEMON_VARIABLES.test(name)) env[name] = value;
   }
   const lock = ['exec', '--lock', join(ctHome, 'host.lock'), '--'];
   const node = [process.execPath, ...DAEMON_HEAP, '--disable-warning=ExperimentalWarning'];

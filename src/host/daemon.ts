@@ -6,12 +6,18 @@
 import { rmSync } from 'node:fs';
 import { mkdir, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import { readAlertConfig } from '../audit/alert-config.ts';
+import { alertDirectory } from '../audit/alert-file.ts';
+import { Alerts } from '../audit/alerts.ts';
 import { messageOf } from '../core/errors.ts';
 import { homeId } from '../core/paths.ts';
+import { PresetResolver } from '../egress/presets/index.ts';
 import { ImageStore } from '../image/store.ts';
 import { CgroupTree } from '../vmm/cgroup.ts';
 import { Capacity, hostCapacity, VM_OVERHEAD_MIB } from './capacity.ts';
+import { Dialer } from './dialer.ts';
 import { Machines } from './machines.ts';
+import { PolicyKeeper } from './policy.ts';
 import { Runs } from './runs.ts';
 import { HostServer } from './server.ts';
 
@@ -56,6 +62,19 @@ async function main(): Promise<void> {
     onSetAside: (why) => process.stderr.write(`ct host: the record of runs begins anew: ${why}\n`),
     onWriteError: (error) => process.stderr.write(`ct host: a run is not recorded: ${messageOf(error)}\n`),
   });
+  const complain = (message: string): void => void process.stderr.write(`ct host: ${message}\n`);
+  const presets = new PresetResolver();
+  const alerts = new Alerts(alertDirectory(ctHome), { config: { webhooks: [] }, onProblem: complain });
+  const policy = new PolicyKeeper({
+    ctHome,
+    env: process.env,
+    presets,
+    progress: complain,
+    onLoad: (directory) =>
+      alerts.configure(directory === undefined ? { webhooks: [] } : readAlertConfig(directory)),
+  });
+  // Alerts that an earlier daemon left go on their way; what is wrong with the policy, the first job hears.
+  void policy.current().catch((error) => complain(messageOf(error)));
   let idleTimer: NodeJS.Timeout | undefined;
   let retentionTimer: NodeJS.Timeout | undefined;
   const whenIdle = (busy: boolean): void => {
@@ -75,6 +94,10 @@ async function main(): Promise<void> {
     machines,
     capacity: new Capacity(total),
     runs,
+    policy,
+    presets,
+    alerts,
+    dialer: new Dialer(),
     onActivity: whenIdle,
     onShutdown: () => void leave(),
   });
@@ -88,6 +111,7 @@ async function main(): Promise<void> {
     server.http.close();
     await server.drained();
     runs.close();
+    await alerts.close();
     await machines.close();
     await cgroups.close();
     process.exit(0);

@@ -1,8 +1,14 @@
 /** One job on one client connection: read the request, wait for capacity, claim, run, destroy. */
+import { randomUUID } from 'node:crypto';
 import type { Socket } from 'node:net';
+import type { AlertSink } from '../audit/alert.ts';
 import { withDeadline } from '../core/deadline.ts';
 import { CtError, toCtError } from '../core/errors.ts';
+import { VERSION } from '../core/version.ts';
 import { resultOf } from '../job/outcome.ts';
+import type { AdmissionDecision, Decided, EgressDecision } from '../policy/decision.ts';
+import type { AdmissionInput, EgressInput, RunFacts } from '../policy/input.ts';
+import { decisionLogEntry } from '../policy/log-entry.ts';
 import { MAX_JSON_BYTES } from '../protocol/limits.ts';
 import { parseJobRequest } from '../protocol/parse-job-request.ts';
 import { encodeChunked, RecordDecoder } from '../protocol/records.ts';
@@ -14,8 +20,14 @@ import {
   ServerRecord,
 } from '../protocol/run.ts';
 import type { MachineShape } from '../vmm/driver.ts';
+import { type AdmissionOptions, type Applicant, consider, type Grant, grantOf } from './admission.ts';
 import { type Capacity, VM_OVERHEAD_MIB } from './capacity.ts';
+import type { DecisionLog } from './decision-log.ts';
+import type { Dialer } from './dialer.ts';
+import { egressAlert } from './egress-alerts.ts';
+import { EgressGate, type EgressPeer } from './egress-gate.ts';
 import type { Claim, Machines } from './machines.ts';
+import type { CurrentPolicy } from './policy.ts';
 import type { LiveRun, Runs } from './runs.ts';
 
 const REQUEST_TIMEOUT_MS = 30_000;
@@ -23,15 +35,18 @@ const REQUEST_TIMEOUT_MS = 30_000;
 const MEMORY_CLASSES_MIB = [256, 512, 1024, 2048, 3072, 4096, 6144, 8192, 12_288, 16_384];
 const MEMORY_STEP_MIB = 8192;
 
-export interface JobsOptions {
+export interface JobsOptions extends AdmissionOptions {
   readonly machines: Machines;
   readonly capacity: Capacity;
   readonly runs: Runs;
+  readonly dialer: Dialer;
+  readonly alerts: AlertSink;
 }
 
 /** Serves one job; never rejects. Returns when nothing of its VM is left. */
-export async function serveJob(socket: Socket, options: JobsOptions): Promise<void> {
+export async function serveJob(socket: Socket, applicant: Applicant, options: JobsOptions): Promise<void> {
   const connection = new JobConnection(socket);
+  using cleanup = new DisposableStack();
   let run: LiveRun | undefined;
   try {
     const request = await withDeadline(
@@ -40,7 +55,12 @@ export async function serveJob(socket: Socket, options: JobsOptions): Promise<vo
       () => new CtError('HOST_PROTOCOL', 'the client did not send its request in time'),
     );
     run = options.runs.begin(request);
-    await runAdmitted(connection, run, request, options);
+    connection.event({ type: 'queued', run: run.id });
+    const log = options.runs.decisions.begin(run.id);
+    cleanup.defer(() => log.close());
+    const admitted = await admit(connection, { run, request, log }, applicant, options);
+    cleanup.use(admitted.policy.hold());
+    await runAdmitted(connection, admitted, options);
   } catch (error) {
     const result = resultOf(toCtError(error));
     run?.end(result);
@@ -48,13 +68,81 @@ export async function serveJob(socket: Socket, options: JobsOptions): Promise<vo
   }
 }
 
+interface Candidate {
+  readonly run: LiveRun;
+  readonly request: JobRequest;
+  readonly log: DecisionLog;
+}
+
+interface Admitted extends Candidate {
+  readonly facts: RunFacts & { readonly id: string };
+  readonly policy: CurrentPolicy;
+  readonly grant: Grant;
+}
+
+/** Throws what {@link consider} and {@link grantOf} throw, and whatever keeps the decision from being recorded. */
+async function admit(
+  connection: JobConnection,
+  candidate: Candidate,
+  applicant: Applicant,
+  options: JobsOptions,
+): Promise<Admitted> {
+  const { run, request, log } = candidate;
+  const image = { name: await options.machines.imageName(request.image), digest: request.image };
+  const considered = await consider(request, image, applicant, options, run.id);
+  const { policy, input, decided } = considered;
+  record(log, input, decided);
+  const grant = await grantOf(considered, options);
+  connection.event({
+    type: 'admitted',
+    policy: policy.engine.revision,
+    mode: grant.mode,
+    presets: considered.presets.map(({ shown }) => shown),
+  });
+  for (const message of grant.notices) connection.event({ type: 'notice', level: 'info', message });
+  return { ...candidate, facts: { ...input.run, id: run.id }, policy, grant };
+}
+
+/** The id of the entry. */
+function record(
+  log: DecisionLog,
+  input: AdmissionInput | EgressInput,
+  decided: Decided<AdmissionDecision | EgressDecision>,
+): string {
+  const decisionId = randomUUID();
+  log.add(decisionLogEntry({ decisionId, time: new Date(), labels: { version: VERSION } }, input, decided));
+  return decisionId;
+}
+
+function openGate(admitted: Admitted, peer: EgressPeer, { dialer, alerts }: JobsOptions): EgressGate {
+  const { facts, request, grant, policy, log } = admitted;
+  return new EgressGate(
+    {
+      run: facts,
+      steps: request.steps,
+      network: grant,
+      policy: policy.engine,
+      dial: dialer.session(policy.resolve),
+      record: {
+        add: (input, decided) => record(log, input, decided),
+        repeat: (id) => log.repeat(id),
+      },
+      onDenial: (denied) => {
+        const alert = egressAlert(denied, facts, log.path, new Date());
+        if (alert) alerts.file(alert);
+      },
+    },
+    peer,
+  );
+}
+
 async function runAdmitted(
   connection: JobConnection,
-  run: LiveRun,
-  request: JobRequest,
-  { machines, capacity }: JobsOptions,
+  admitted: Admitted,
+  options: JobsOptions,
 ): Promise<void> {
-  connection.event({ type: 'queued', run: run.id });
+  const { run, request, grant } = admitted;
+  const { machines, capacity } = options;
   const signal = AbortSignal.any([connection.signal, run.signal]);
   const shape = shapeOf(request);
   const amount = { cpus: shape.cpus, memoryMib: shape.memoryMib + VM_OVERHEAD_MIB };
@@ -81,7 +169,15 @@ async function runAdmitted(
   run.claimed({ ...vm, pid: claim.machine.vmPid }, claim.machine.imageName);
   const claimed: RunEvent = { type: 'claimed', ...vm };
   const { socket, pending } = connection.release();
-  await claim.machine.runJob({ run, request, claimed, socket, pending });
+  await claim.machine.runJob({
+    run,
+    request,
+    claimed,
+    socket,
+    pending,
+    settings: grant.settings,
+    openGate: (peer) => openGate(admitted, peer, options),
+  });
 }
 
 /** What was claimed, or undefined as soon as the signal is aborted. Rejects if the claim fails before that. */

@@ -6,7 +6,9 @@ import { CtError, ERROR_CODES, type ErrorCode, type ErrorReport } from '../core/
 import type { Identity } from '../guest/session.ts';
 import type { ImageManifest } from '../image/manifest.ts';
 import { MAX_STEPS } from '../protocol/limits.ts';
+import type { GuestNetworkSettings } from '../protocol/network.ts';
 import type { JobOutcome, JobRequest, JobResult, RunEvent, StepOutcome } from '../protocol/run.ts';
+import { type EgressAnswer, type EgressQuestion, parseEgressQuestion } from './egress-messages.ts';
 import { LINK_STATES, type LinkState } from './run-state.ts';
 
 /** Commands that are answered. */
@@ -30,18 +32,26 @@ export type LinkCall =
       readonly pending: string;
       /** The only place where the process may create files: the log of the run (src/job/run-log.ts). */
       readonly logDirectory: string;
+      /** What clients in the guest need to find registries and mirrors; absent if the job has no network. */
+      readonly settings?: GuestNetworkSettings;
     };
 
 export type LinkCommand =
   | LinkCall
   /** Answer: `alive`, at once, whatever else is going on. */
   | { readonly type: 'heartbeat' }
+  /** With the egress channel of the VM; right behind `open`. */
+  | { readonly type: 'egress-channel' }
+  /** With a socket if it says `connected`. */
+  | { readonly type: 'egress-answer'; readonly id: number; readonly answer: EgressAnswer }
+  /** For the client and the log of the job that is under way. */
+  | { readonly type: 'event'; readonly event: RunEvent }
   /** With the connection of a client that wants a shell; legal while a `job` is under way. `pending` as there. */
   | { readonly type: 'shell'; readonly uid: number; readonly pending: string }
   /** Ends the job that runs; its result carries `error`. */
   | { readonly type: 'cancel'; readonly error: ErrorReport }
-  /** The VM is gone: tell the client, close its connection, exit. `error` replaces an infrastructure error. */
-  | { readonly type: 'destroyed'; readonly durationMs: number; readonly error?: ErrorReport };
+  /** The VM is gone: tell the client, close its connection, exit. `result`: where it is another than that of `job-done`. */
+  | { readonly type: 'destroyed'; readonly durationMs: number; readonly result?: JobResult };
 
 /** Said unasked while a `job` is under way. */
 export type LinkProgress =
@@ -60,6 +70,8 @@ export type LinkReply =
   | { readonly type: 'probed' }
   | { readonly type: 'alive' }
   | LinkProgress
+  /** Only while a `job` is under way. Answer: `egress-answer`. */
+  | EgressQuestion
   | { readonly type: 'job-done'; readonly result: JobResult }
   | { readonly type: 'failed'; readonly error: ErrorReport };
 
@@ -97,6 +109,10 @@ export function parseLinkReply(message: unknown): LinkReply {
     if (type === 'failed') return { type, error: parseError(message['error']) };
     if (type === 'state' && LINK_STATES.includes(message['state'] as LinkState)) {
       return { type, state: message['state'] as LinkState };
+    }
+    if (type === 'egress') {
+      const question = parseEgressQuestion(message);
+      if (question) return question;
     }
     if (type === 'step') {
       const progress = parseStepProgress(message);

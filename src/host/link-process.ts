@@ -5,6 +5,7 @@
 import type { Socket } from 'node:net';
 import { Readable } from 'node:stream';
 import { CtError, errorReport, messageOf } from '../core/errors.ts';
+import { EgressProxy } from '../egress/proxy.ts';
 import { awaitReady } from '../guest/handshake.ts';
 import { GuestSession } from '../guest/session.ts';
 import { ClientChannel } from '../job/client-channel.ts';
@@ -13,13 +14,22 @@ import { Shells } from '../job/shells.ts';
 import { emptyTree } from '../job/tree-format.ts';
 import { PROBE_PATH } from '../protocol/guest-link.ts';
 import type { JobResult } from '../protocol/run.ts';
+import { LinkEgressControl } from './link-egress.ts';
 import { LinkJournal } from './link-journal.ts';
 import type { LinkCommand, LinkReply } from './link-messages.ts';
+
+/** For the guest's answer to the first bytes; one that is emulated on a busy host takes seconds. */
+const EGRESS_TIMEOUT_MS = 60_000;
 
 let session: GuestSession | undefined;
 /** The client of the job that is under way. */
 let running: ClientChannel | undefined;
 let shells: Shells | undefined;
+const egress: {
+  readonly control: LinkEgressControl;
+  /** Until its proxy is started. */
+  channel?: Socket | undefined;
+} = { control: new LinkEgressControl(reply) };
 let finished: { client: ClientChannel; result: JobResult } | undefined;
 
 function reply(message: LinkReply): void {
@@ -38,11 +48,22 @@ async function handle(command: LinkCommand, socket: Socket | undefined): Promise
       reply({ type: 'opened', timings: opened.timings });
       return;
     }
+    case 'egress-channel':
+      egress.channel = required(socket).on('error', () => {});
+      return;
+    case 'egress-answer':
+      egress.control.answered(command.id, command.answer, socket);
+      return;
+    case 'event':
+      // Not awaited: a client that does not read holds up its job, not what is said about it.
+      void running?.event(command.event);
+      return;
     case 'probe':
       await probe(required(session), command.user);
       return;
     case 'warm-up':
       await warmUp(required(session), command.user);
+      startEgress();
       reply({ type: 'probed' });
       return;
     case 'job': {
@@ -55,7 +76,17 @@ async function handle(command: LinkCommand, socket: Socket | undefined): Promise
       shells = new Shells((event) => void client.event(event));
       await client.event(command.claimed);
       const { run, request, image } = command;
-      const result = await runJob({ run, request, image, session: current, client, shells });
+      egress.control.open();
+      const result = await runJob({
+        run,
+        request,
+        image,
+        session: current,
+        client,
+        shells,
+        settings: command.settings,
+        onRunning: startEgress,
+      });
       shells.end(
         new CtError(
           'SHELL_ENDED',
@@ -65,6 +96,7 @@ async function handle(command: LinkCommand, socket: Socket | undefined): Promise
           },
         ),
       );
+      egress.control.close();
       current.close();
       if (journal.failure !== undefined) {
         const message = `the log of this run is not complete: ${journal.failure}`;
@@ -85,15 +117,32 @@ async function handle(command: LinkCommand, socket: Socket | undefined): Promise
       return;
     case 'destroyed': {
       if (finished) {
-        const { client, result } = finished;
+        const { client } = finished;
         await client.event({ type: 'destroyed', durationMs: command.durationMs });
-        const error = result.outcome === 'infrastructure' ? (command.error ?? result.error) : result.error;
-        await client.event({ type: 'done', result: error === undefined ? result : { ...result, error } });
+        const result = command.result ? client.masked(command.result) : finished.result;
+        await client.event({ type: 'done', result });
         await client.end();
       }
       process.exit(0);
     }
   }
+}
+
+/**
+ * Serves the network of the guest, once. A guest needs time for it that its first program would have to wait for, so it
+ * begins when that runs, or before there is a job; what asks earlier waits. Without it a job has no network, and goes on.
+ */
+function startEgress(): void {
+  const { channel, control } = egress;
+  if (!channel) return;
+  egress.channel = undefined;
+  void EgressProxy.open(channel, control, EGRESS_TIMEOUT_MS)
+    .then((proxy) => proxy.lost)
+    .catch((error: unknown) => {
+      if (!running || finished) return;
+      const message = `the VM has lost its network: ${messageOf(error)}`;
+      void running.event({ type: 'notice', level: 'warning', message });
+    });
 }
 
 /**

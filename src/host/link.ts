@@ -3,9 +3,10 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import type { Socket } from 'node:net';
 import type { Readable } from 'node:stream';
 import { BoundedTail } from '../core/bounded-tail.ts';
-import { CtError, messageOf } from '../core/errors.ts';
+import { CtError, messageOf, toCtError } from '../core/errors.ts';
 import { entryPoint, launcherPath } from '../core/install.ts';
 import { MAX_STEPS } from '../protocol/limits.ts';
+import type { EgressAnswer, EgressQuestion } from './egress-messages.ts';
 import { GuardedChannel } from './guarded-channel.ts';
 import { LinkJail, type LinkJailOptions } from './link-jail.ts';
 import {
@@ -73,7 +74,8 @@ export class Link {
   /** Why we killed it. */
   #verdict: CtError | undefined;
   #hasExited = false;
-  readonly #handedOver: Disposable[] = [];
+  readonly #handedOver = new Set<Disposable>();
+  #onQuestion: ((question: EgressQuestion) => void) | undefined;
 
   constructor(options: LinkOptions = {}) {
     this.#options = options;
@@ -159,6 +161,18 @@ export class Link {
     this.#onProgress = handler;
   }
 
+  /** Who answers questions about the network; whoever asks one without that is ended. The handler throws LINK_DIED. */
+  set onQuestion(handler: ((question: EgressQuestion) => void) | undefined) {
+    this.#onQuestion = handler;
+  }
+
+  /** Answers a question; to be disposed of when the connection, if it gave one, is over. */
+  answer(id: number, answer: EgressAnswer, socket?: Socket): Disposable {
+    if (!this.#hasExited) return this.#send({ type: 'egress-answer', id, answer }, socket);
+    socket?.destroy();
+    return { [Symbol.dispose]: () => {} };
+  }
+
   /** Sends a command that has no answer. */
   tell(command: LinkCommand, socket?: Socket): void {
     if (!this.#hasExited) this.#send(command, socket);
@@ -170,16 +184,25 @@ export class Link {
     await this.exited;
   }
 
-  #send(command: LinkCommand, socket?: Socket): void {
+  /** Disposal forgets the socket, and closes what the process has never taken of it. */
+  #send(command: LinkCommand, socket?: Socket): Disposable {
     const onError = (error: Error | null): void => {
       // It has ended, which is about to be reported with the reason; or it has closed its end, and is of no use.
       if (error) this.#child.kill('SIGKILL');
     };
     this.#channel?.grant();
-    if (socket) {
-      this.#handedOver.push(handOver(socket));
-      this.#child.send(command, socket, { keepOpen: false }, onError);
-    } else this.#child.send(command, onError);
+    if (!socket) {
+      this.#child.send(command, onError);
+      return { [Symbol.dispose]: () => {} };
+    }
+    const handle = handOver(socket);
+    this.#handedOver.add(handle);
+    this.#child.send(command, socket, { keepOpen: false }, onError);
+    return {
+      [Symbol.dispose]: () => {
+        if (this.#handedOver.delete(handle)) handle[Symbol.dispose]();
+      },
+    };
   }
 
   /**
@@ -226,6 +249,10 @@ export class Link {
       this.#progress(reply);
       return;
     }
+    if (reply.type === 'egress') {
+      this.#question(reply);
+      return;
+    }
     if (reply.type !== 'failed' && reply.type !== this.#waiting?.answer) {
       const message = `the link process of the VM said \`${reply.type}\`, which nobody asked`;
       this.#condemn(new CtError('LINK_DIED', message));
@@ -243,6 +270,17 @@ export class Link {
     }
     const message = 'the link process of the VM tells more of its job than there is to tell';
     this.#condemn(new CtError('LINK_DIED', message));
+  }
+
+  #question(question: EgressQuestion): void {
+    try {
+      if (!this.#onQuestion) {
+        throw new CtError('LINK_DIED', 'the link process of the VM asks for a network without a job');
+      }
+      this.#onQuestion(question);
+    } catch (error) {
+      this.#condemn(toCtError(error));
+    }
   }
 
   /** It is not ours any more. */

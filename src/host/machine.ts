@@ -1,13 +1,15 @@
 /** One VM with its link process, from claim to teardown. */
 import { randomBytes } from 'node:crypto';
 import type { Socket } from 'node:net';
-import { CtError, type ErrorReport, errorReport } from '../core/errors.ts';
+import { CtError, errorReport } from '../core/errors.ts';
 import type { Identity } from '../guest/session.ts';
 import type { ImageManifest } from '../image/manifest.ts';
 import { resultOf } from '../job/outcome.ts';
+import type { GuestNetworkSettings } from '../protocol/network.ts';
 import type { JobRequest, JobResult, RunEvent } from '../protocol/run.ts';
 import type { Vm } from '../vmm/driver.ts';
 import type { Removed } from './api.ts';
+import type { EgressGate, EgressPeer } from './egress-gate.ts';
 import type { Link } from './link.ts';
 import type { LinkCall, LinkReply } from './link-messages.ts';
 import type { LiveRun } from './runs.ts';
@@ -67,7 +69,9 @@ export class Machine {
         volumeCipher: options.volumeCipher,
       };
       const timeoutMs = OPEN_TIMEOUT_MS + (options.bootTimeoutMs ?? 0);
-      await machine.#call({ type: 'open', identity, timeoutMs }, vm.control);
+      const opened = machine.#call({ type: 'open', identity, timeoutMs }, vm.control);
+      options.link.tell({ type: 'egress-channel' }, vm.egress);
+      await opened;
       return machine;
     } catch (error) {
       if (error instanceof CtError && error.code === 'VMM_EXITED_EARLY')
@@ -112,7 +116,8 @@ export class Machine {
 
   /**
    * Runs a job for the client behind `socket`, which the link process takes over; then destroys the VM. `run` is told
-   * how it goes and how it ends, and ends it early by its signal.
+   * how it goes and how it ends, and ends it early by its signal. `openGate` makes what answers the questions about the
+   * network; when policy ends the run, the VM is killed in the same turn.
    */
   async runJob(options: {
     readonly run: LiveRun;
@@ -120,14 +125,31 @@ export class Machine {
     readonly claimed: RunEvent;
     readonly socket: Socket;
     readonly pending: Buffer;
+    readonly openGate: (peer: EgressPeer) => EgressGate;
+    readonly settings?: GuestNetworkSettings | undefined;
   }): Promise<JobResult> {
     const { name, user, env } = this.#image;
     const { run } = options;
     let result: JobResult;
-    let error: ErrorReport | undefined;
+    /** What the link process made of it. */
+    let said: JobResult | undefined;
+    let violation: CtError | undefined;
+    const gate = options.openGate({
+      answer: (id, answer, socket) => this.#link.answer(id, answer, socket),
+      tell: (event) => this.#link.tell({ type: 'event', event }),
+      terminate: (error) => {
+        violation = error;
+        void this.#destroyVm().catch(() => {}); // awaited below
+        run.abort(error);
+      },
+    });
+    this.#link.onQuestion = (question) => gate.question(question);
     this.#link.onProgress = (progress) => {
       if (progress.type === 'state') run.enter(progress.state);
-      else run.step(progress.step, progress);
+      else {
+        gate.step = progress.state === 'running' ? progress.step : undefined;
+        run.step(progress.step, progress);
+      }
     };
     using _ending = this.#endWith(run.signal);
     run.shells = (socket, pending, uid) =>
@@ -142,11 +164,13 @@ export class Machine {
           claimed: options.claimed,
           pending: options.pending.toString('base64'),
           logDirectory: this.#link.giveLogs(run.logDirectory),
+          ...(options.settings === undefined ? {} : { settings: options.settings }),
         },
         options.socket,
       );
       if (reply.type !== 'job-done') throw new CtError('LINK_DIED', 'the link process gave the wrong answer');
-      result = reply.result;
+      said = reply.result;
+      result = said;
       // The guest's channel closes a moment before its process has ended and says why.
       if (result.outcome === 'infrastructure') await this.#vmGone(VM_EXIT_GRACE_MS);
       if (result.outcome === 'infrastructure' && this.#vmExit !== undefined) {
@@ -154,8 +178,7 @@ export class Machine {
           new CtError('VMM_DIED', `the VMM ended while the job ran (${this.#vmExit})`),
           'VMM_DIED',
         );
-        error = { code: diagnosed.code, message: diagnosed.message };
-        result = { ...result, error };
+        result = { ...result, error: { code: diagnosed.code, message: diagnosed.message } };
       }
     } catch (cause) {
       const failure = this.#diagnose(cause, 'VMM_DIED');
@@ -168,14 +191,17 @@ export class Machine {
             error: { code: failure.code, message: failure.message },
           };
     }
+    // Whatever the link process says of it: the VM was killed for this.
+    if (violation) result = resultOf(violation);
     run.shells = undefined;
+    gate.close();
     run.enter('destroying');
     const durationMs = await this.#destroyVm();
     // On record before anybody hears of it: whoever waits for the run may ask at once what became of it.
     const removed = this.#removed();
     run.end(result, { durationMs, removed });
     this.#link.tell(
-      error === undefined ? { type: 'destroyed', durationMs } : { type: 'destroyed', durationMs, error },
+      result === said ? { type: 'destroyed', durationMs } : { type: 'destroyed', durationMs, result },
     );
     const timer = setTimeout(() => void this.#link.kill(), FAREWELL_TIMEOUT_MS);
     await this.#link.exited;

@@ -80,6 +80,11 @@ export class Machines {
     return this.#verdict;
   }
 
+  /** Name of the image with this manifest digest. Throws IMAGE_NOT_FOUND. */
+  async imageName(digest: string): Promise<string> {
+    return (await this.#options.images.manifest(digest)).name;
+  }
+
   /** What limits VMs and link processes on this host. */
   get cgroups(): readonly ControllerStatus[] {
     return this.#options.cgroups?.controllers ?? [];

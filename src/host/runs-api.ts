@@ -6,12 +6,18 @@ import { DEFAULT_KEEP_RUNS, DEFAULT_MAX_AGE_DAYS, type Runs } from './runs.ts';
 export interface Answer {
   readonly status: number;
   readonly body: unknown;
+  /** In place of `body`, where that is text already. */
+  readonly json?: string;
 }
 
 /** Undefined if the request is about something else; an error is an answer. */
 export async function answerRuns(method: string, target: string, runs: Runs): Promise<Answer | undefined> {
   try {
     const url = new URL(target, 'http://host');
+    const ofDecisions = decisionsReference(method, url);
+    if (ofDecisions !== undefined) {
+      return { status: 200, body: undefined, json: await runs.decisionsJson(ofDecisions) };
+    }
     const body = await route(method, url, runs);
     return body === undefined ? undefined : { status: 200, body };
   } catch (error) {
@@ -33,6 +39,12 @@ export function shellReference(method: string, target: string): string | undefin
   } catch {
     return undefined; // a stray %
   }
+}
+
+/** What a request for the decisions about a run calls that; undefined if it is no such request. */
+function decisionsReference(method: string, { pathname }: URL): string | undefined {
+  const encoded = /^\/v1\/runs\/([^/]+)\/decisions$/.exec(pathname)?.[1];
+  return method === 'GET' && encoded !== undefined ? decodeURIComponent(encoded) : undefined;
 }
 
 function route(method: string, url: URL, runs: Runs): unknown | Promise<unknown> {

@@ -8,6 +8,7 @@ import { CtError, messageOf } from '../core/errors.ts';
 import { resultOf } from '../job/outcome.ts';
 import type { JobRequest, JobResult } from '../protocol/run.ts';
 import type { Destruction, RetentionResult, RunDetail, RunInfo, RunStep } from './api.ts';
+import { DecisionLogs } from './decision-log.ts';
 import {
   deadlineMs,
   interruptedError,
@@ -41,6 +42,8 @@ export class Runs {
   readonly #deadlineMs: typeof deadlineMs;
   readonly #onWriteError: (error: unknown) => void;
   readonly #live = new Map<string, LiveRun>();
+  /** Of policy, about each run; removed with it. */
+  readonly decisions: DecisionLogs;
 
   /** Opens the record. Whatever had not ended there was interrupted by the end of the daemon that ran it. */
   constructor(options: RunsOptions) {
@@ -48,6 +51,7 @@ export class Runs {
     this.#deadlineMs = options.deadlineMs ?? deadlineMs;
     this.#onWriteError = options.onWriteError ?? (() => {});
     mkdirSync(this.#directory, { recursive: true, mode: 0o700 });
+    this.decisions = new DecisionLogs(options.ctHome);
     this.#store = RunStore.open(join(options.ctHome, 'host.db'), options.onSetAside);
     for (const { run, state } of this.#store.list('unended')) {
       this.#store.end(run, { nowMs: Date.now(), ...resultOf(interruptedError(state as UnendedState)) });
@@ -101,6 +105,11 @@ export class Runs {
     return { ...detail, logDirectory: this.#logDirectory(run) };
   }
 
+  /** What policy decided about a run, as a JSON array (decision-log.ts). Throws what {@link resolve} throws. */
+  decisionsJson(reference: string): Promise<string> {
+    return this.decisions.json(this.resolve(reference));
+  }
+
   /** Ends a run that has not ended; the answer does not wait for that. */
   cancel(reference: string): RunDetail {
     const run = this.resolve(reference);
@@ -148,7 +157,7 @@ export class Runs {
       freedBytes += await this.#removeLog(run);
     }
     // A daemon that was killed between the two removals of a run leaves its log.
-    for (const name of await readdir(this.#directory)) {
+    for (const name of [...(await readdir(this.#directory)), ...(await this.decisions.runs())]) {
       if (this.#store.info(name) === undefined) freedBytes += await this.#removeLog(name);
     }
     return { removed, freedBytes };
@@ -207,7 +216,7 @@ export class Runs {
       // It is no directory, or gone: there is nothing to count.
     }
     await rm(directory, { recursive: true, force: true });
-    return bytes;
+    return bytes + (await this.decisions.remove(run));
   }
 }
 

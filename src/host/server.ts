@@ -7,24 +7,21 @@ import {
   STATUS_CODES,
 } from 'node:http';
 import type { Socket } from 'node:net';
+import { userInfo } from 'node:os';
 import { errorReport } from '../core/errors.ts';
 import { buildId } from '../core/install.ts';
 import { encodeRecord } from '../protocol/records.ts';
 import { ShellServerRecord } from '../protocol/shell.ts';
 import { API_INFO, API_JOBS, API_SHUTDOWN, type HostInfo, JOB_PROTOCOL, SHELL_PROTOCOL } from './api.ts';
-import type { Capacity } from './capacity.ts';
-import { serveJob } from './jobs.ts';
+import { type JobsOptions, serveJob } from './jobs.ts';
 import { linkIdentity } from './link-jail.ts';
-import type { Machines } from './machines.ts';
 import { admitPeer } from './peer.ts';
-import type { Runs, ShellAcceptor } from './runs.ts';
+import { answerPolicy } from './policy-api.ts';
+import type { ShellAcceptor } from './runs.ts';
 import { type Answer, answerRuns, errorAnswer, shellReference } from './runs-api.ts';
 
-export interface HostServerOptions {
+export interface HostServerOptions extends JobsOptions {
   readonly ctHome: string;
-  readonly machines: Machines;
-  readonly capacity: Capacity;
-  readonly runs: Runs;
   /** User that may connect, besides root; that of this process if absent. */
   readonly ownUid?: number;
   /** Called whenever the daemon becomes busy or idle. */
@@ -41,8 +38,8 @@ export class HostServer {
     this.#options = options;
     this.http = createServer(async (request, response) => {
       try {
-        await this.#admit(request.socket);
-        this.#handle(request, response);
+        const uid = await this.#admit(request.socket);
+        this.#handle(request, response, uid);
       } catch (error) {
         const { status, body } = errorAnswer(error);
         response.writeHead(status, { 'content-type': 'application/json' }).end(JSON.stringify(body));
@@ -86,7 +83,7 @@ export class HostServer {
     };
   }
 
-  #handle(request: IncomingMessage, response: ServerResponse): void {
+  #handle(request: IncomingMessage, response: ServerResponse, uid: number): void {
     const { method, url } = request;
     if (method === 'GET' && url === API_INFO) {
       response.setHeader('content-type', 'application/json').end(JSON.stringify(this.#info()));
@@ -98,11 +95,19 @@ export class HostServer {
         this.#options.onShutdown();
       }
     } else {
-      void answerRuns(method ?? '', url ?? '', this.#options.runs).then((answer) => {
+      void this.#answer(request, uid).then((answer) => {
         response.writeHead(answer?.status ?? 404, { 'content-type': 'application/json' });
-        response.end(answer && JSON.stringify(answer.body));
+        response.end(answer && (answer.json ?? JSON.stringify(answer.body)));
       });
     }
+  }
+
+  async #answer(request: IncomingMessage, uid: number): Promise<Answer | undefined> {
+    const { method = '', url = '' } = request;
+    return (
+      (await answerPolicy(method, url, request, { user: userName(uid) }, this.#options)) ??
+      (await answerRuns(method, url, this.#options.runs))
+    );
   }
 
   #upgrade(request: IncomingMessage, socket: Socket, head: Buffer, uid: number): void {
@@ -120,7 +125,7 @@ export class HostServer {
     socket.setTimeout(0);
     socket.write(switching(JOB_PROTOCOL));
     if (head.length > 0) socket.unshift(head);
-    const job = serveJob(socket, this.#options).finally(() => {
+    const job = serveJob(socket, { user: userName(uid) }, this.#options).finally(() => {
       this.#jobs.delete(job);
       this.#options.onActivity(this.#jobs.size > 0);
     });
@@ -149,6 +154,18 @@ export class HostServer {
       }
     });
   }
+}
+
+/** Only root and the daemon's own user get this far. */
+function userName(uid: number): string {
+  if (uid === 0) return 'root';
+  try {
+    const own = userInfo();
+    if (own.uid === uid) return own.username;
+  } catch {
+    // it has no name on this machine
+  }
+  return String(uid);
 }
 
 function switching(protocol: string): string {

@@ -7,8 +7,10 @@ import { CtError, errorReport, toCtError } from '../core/errors.ts';
 import type { ExecRequest, ExecResult, GuestSession } from '../guest/session.ts';
 import type { ImageManifest } from '../image/manifest.ts';
 import { SCRIPT_DIRECTORY, WORKSPACE_DIRECTORY } from '../protocol/guest-link.ts';
+import type { GuestNetworkSettings } from '../protocol/network.ts';
 import type { JobRequest, JobResult, StepOutcome, StepRequest } from '../protocol/run.ts';
 import type { ClientChannel } from './client-channel.ts';
+import { guestVariables, installGuestSettings } from './guest-settings.ts';
 import { hintFor } from './hints.ts';
 import { Masker, type SecretScan } from './mask.ts';
 import { exitCodeOf, resultOf } from './outcome.ts';
@@ -30,6 +32,10 @@ export interface RunnerOptions {
   readonly image: Pick<ImageManifest, 'name' | 'user' | 'env'>;
   /** Admitted once the job's secrets, if it has any, are masked; their end is the caller's. */
   readonly shells?: Shells;
+  /** What clients in the guest are told of those of the host. */
+  readonly settings?: GuestNetworkSettings | undefined;
+  /** Called when the first step runs: what would hold it up may begin. */
+  readonly onRunning?: () => void;
 }
 
 /** Runs the job to its end, whatever that is; never rejects. */
@@ -78,6 +84,7 @@ class JobRun {
     const { user, env } = options.image;
     this.#env = {
       ...env,
+      ...(options.settings && guestVariables(options.settings)),
       HOME: user.home,
       USER: user.name,
       LOGNAME: user.name,
@@ -96,6 +103,7 @@ class JobRun {
     await this.#receiveSecrets(cleanup);
     this.#admitShells();
     if (request.sendsTree) await this.#stage();
+    await this.#installSettings();
     let failed: { result: JobResult } | undefined;
     for (const [index, step] of request.steps.entries()) {
       const wanted = step.condition === 'always' || (step.condition === 'failure') === (failed !== undefined);
@@ -145,6 +153,15 @@ class JobRun {
     const { client } = this.#options;
     await client.event({ type: 'shell-offer', step: index, name: step.name });
     await this.#unlessAborted(client.shellDone);
+  }
+
+  async #installSettings(): Promise<void> {
+    const { settings, image } = this.#options;
+    if (!settings) return;
+    await installGuestSettings(settings, {
+      home: image.user.home,
+      exec: (request) => this.#exec(request),
+    });
   }
 
   async #unlessAborted<T>(wait: Promise<T>): Promise<T> {
@@ -224,6 +241,7 @@ class JobRun {
         onOutput: (stream, bytes) => client.output(stream, index, bytes),
         onStarted: (send) => {
           client.onSignal = send;
+          this.#options.onRunning?.();
         },
         signal: AbortSignal.any([this.#signal, timeout.signal]),
       });

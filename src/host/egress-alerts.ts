@@ -1,0 +1,58 @@
+/**
+ * Which decisions about the network a security team hears of: those that ended a run, and those about what the operator
+ * listed as forbidden. That a job may not reach something that nobody listed is in its log and its decision log.
+ */
+import { randomUUID } from 'node:crypto';
+import type { Alert } from '../audit/alert.ts';
+import type { RunFacts } from '../policy/input.ts';
+import type { EgressGateOptions } from './egress-gate.ts';
+import { destinationOf } from './egress-gate.ts';
+
+/** Rules of policies/ct/egress.rego that are about lists of the operator, or about credentials of the machine. */
+const SEVERITIES: ReadonlyMap<string, Alert['severity']> = new Map([
+  ['ct.egress.banned', 'critical'],
+  ['ct.egress.metadata', 'high'],
+  ['ct.egress.blocked', 'medium'],
+]);
+
+/** Undefined if nobody needs to hear of it. `evidence`: the decision log of the run. */
+export function egressAlert(
+  denied: Parameters<EgressGateOptions['onDenial']>[0],
+  run: RunFacts & { readonly id: string },
+  evidence: string,
+  now: Date,
+): Alert | undefined {
+  const { request, denial, decision, step, count, id } = denied;
+  const severity = SEVERITIES.get(denial.rule) ?? (decision.action === 'terminate' ? 'high' : undefined);
+  if (severity === undefined) return undefined;
+  const { host, port } = destinationOf(request);
+  const { repository, ref, actor } = run;
+  return {
+    version: 1,
+    id: randomUUID(),
+    time: now.toISOString(),
+    severity,
+    title: denial.message,
+    rule: denial.rule,
+    action: ({ allow: 'recorded', deny: 'denied', terminate: 'terminated' } as const)[decision.action],
+    run: {
+      id: run.id,
+      job: run.job,
+      ...(repository === undefined ? {} : { repository }),
+      ...(ref === undefined ? {} : { ref }),
+      ...(actor === undefined ? {} : { actor }),
+      ...(step === undefined ? {} : { step }),
+    },
+    ...(host === undefined
+      ? {}
+      : {
+          destination: {
+            host,
+            ...(port === undefined ? {} : { port }),
+            ...(request.kind === 'stream' ? { protocol: request.protocol } : {}),
+          },
+        }),
+    evidence: { file: evidence, id },
+    count,
+  };
+}
