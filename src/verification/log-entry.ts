@@ -15,11 +15,30 @@ export function logEntryProblem(entry: TransparencyLogEntry, signerDer: Buffer):
   if (!promised && entry.integratedTime !== '0') return 'it has a time that the log did not sign';
   if (proof === undefined) return undefined;
   if (!promised && entry.logIndex !== proof.logIndex) return 'it has two places in the log';
-  const [, size, root] = (proof.checkpoint?.envelope ?? '').split('\n');
+  const checkpoint = proof.checkpoint?.envelope ?? '';
+  if (!hasOnlySignatures(checkpoint)) return 'its checkpoint has more than a note and signatures';
+  const [, size, root] = checkpoint.split('\n');
   if (size !== proof.treeSize || root !== proof.rootHash.toString('base64')) {
     return 'its proof is about another state of the log than its checkpoint';
   }
   return undefined;
+}
+
+/**
+ * Whether nothing follows the note of a checkpoint but signature lines, in their one spelling
+ * (https://github.com/C2SP/C2SP/blob/main/signed-note.md). One line is that of the log, which the library verified; others
+ * are of witnesses that nobody here knows.
+ */
+function hasOnlySignatures(checkpoint: string): boolean {
+  const lines = checkpoint.slice(checkpoint.indexOf('\n\n') + 2).split('\n');
+  return (
+    lines.pop() === '' &&
+    lines.every((line) => {
+      const [dash, name, signature, ...more] = line.split(' ');
+      const canonical = Buffer.from(signature ?? '', 'base64').toString('base64') === signature;
+      return dash === '\u2014' && name !== '' && canonical && more.length === 0;
+    })
+  );
 }
 
 /** DER of the certificate or public key that the entry was made with, for each kind of entry of Rekor 1 and 2. */
