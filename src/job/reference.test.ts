@@ -5,6 +5,7 @@ import { test } from 'node:test';
 import { Ajv } from 'ajv';
 import { parse } from 'yaml';
 import { SourceText } from '../core/source-text.ts';
+import { PRESET_NAMES } from '../egress/presets/names.ts';
 import { loadSources } from './load.ts';
 import { planJobs } from './plan.ts';
 import { jobFileJsonSchema, referenceTable, withReferenceTable } from './reference.ts';
@@ -16,7 +17,9 @@ const validate = new Ajv({ strict: true, allowUnionTypes: true, strictRequired: 
   JSON.parse(committed),
 );
 
-const examples = [...page.matchAll(/^```yaml ct\n([\s\S]*?)^```$/gm)].map((match) => match[1] as string);
+const examples = [page, readFileSync(new URL('network.md', docs), 'utf8')].flatMap((text) =>
+  [...text.matchAll(/^```yaml ct\n([\s\S]*?)^```$/gm)].map((match) => match[1] as string),
+);
 
 function parser(text: string): 'valid' | 'invalid' {
   try {
@@ -43,7 +46,12 @@ test('docs/ct.schema.json and the table of docs/job-file.md are those of the def
   assert.ok(referenceTable().includes('| `jobs.<id>.steps[].run` | string (e) | **required** |'));
 });
 
-test('every example of docs/job-file.md parses, plans and validates', () => {
+test('docs/network.md has every preset', () => {
+  const text = readFileSync(new URL('network.md', docs), 'utf8');
+  for (const name of PRESET_NAMES) assert.ok(text.includes(`| \`${name}\` |`), name);
+});
+
+test('every example of docs/job-file.md and docs/network.md parses, plans and validates', () => {
   assert.ok(examples.length >= 6);
   for (const example of examples) {
     planJobs(loadSources('/p', [new SourceText('example', example)]), { targets: [] });
