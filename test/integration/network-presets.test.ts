@@ -1,9 +1,10 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { chmodSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { chmodSync, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { after, test } from 'node:test';
 import type { AuthorityPlaces } from '../../src/egress/presets/authorities.ts';
+import { ask } from '../../src/egress/presets/client.ts';
 import { PresetResolver } from '../../src/egress/presets/index.ts';
 import type { PresetResolution } from '../../src/egress/presets/preset.ts';
 import { scratchDirectory } from '../support/scratch.ts';
@@ -198,6 +199,19 @@ test('PRESET_UNCONFIGURED for clients that print nothing, nonsense, too much, or
     resolve('npm', { PATH: `${flood}/bin:/usr/bin:/bin` }),
     unconfigured(/printed too much/, /./),
   );
+});
+
+test('a client that hangs is ended in time, with what it started', async () => {
+  const bin = files({ 'bin/npm': '#!/bin/sh\nsleep 1000 &\necho $! > "$HOME/pid"\nwait\n' });
+  const around = { PATH: `${bin}/bin:/usr/bin:/bin`, HOME: bin };
+  const answer = await ask({ file: 'npm', args: [], env: {} }, around, 500);
+  assert.equal(answer.problem, 'did not answer in 0.5 s');
+  const pid = Number(readFileSync(join(bin, 'pid'), 'utf8'));
+  // Killed, and perhaps not yet collected by whoever adopted it.
+  const state = existsSync(`/proc/${pid}/stat`)
+    ? readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ')[1]?.[0]
+    : 'gone';
+  assert.ok(['gone', 'Z', 'X'].includes(state ?? ''), `the client is in state ${state}`);
 });
 
 test('what a client prints to stderr is in no error', async () => {

@@ -31,7 +31,11 @@ export interface Question {
 }
 
 /** Never rejects. The client and what it started are gone afterwards. */
-export function ask(question: Question, around: Environment): Promise<Answer> {
+export function ask(
+  question: Question,
+  around: Environment,
+  timeoutMs: number = CLIENT_TIMEOUT_MS,
+): Promise<Answer> {
   const { promise, resolve } = Promise.withResolvers<Answer>();
   const child = spawn(question.file, question.args, {
     cwd: CLIENT_DIRECTORY,
@@ -49,7 +53,7 @@ export function ask(question: Question, around: Environment): Promise<Answer> {
       // it has ended
     }
   };
-  const timer = setTimeout(() => kill(`did not answer in ${CLIENT_TIMEOUT_MS / 1000} s`), CLIENT_TIMEOUT_MS);
+  const timer = setTimeout(() => kill(`did not answer in ${timeoutMs / 1000} s`), timeoutMs);
   const chunks: Buffer[] = [];
   let bytes = 0;
   child.stdout.on('data', (chunk: Buffer) => {
