@@ -19,8 +19,10 @@ export interface Delivery {
   readonly file: string;
   readonly webhook: string;
   readonly alert: Alert;
+  /** Milliseconds since 1970, as `dueMs`. */
+  readonly filedMs: number;
   attempts: number;
-  /** Not before; milliseconds since 1970. */
+  /** Not before. */
   dueMs: number;
 }
 
@@ -48,7 +50,8 @@ export class Outbox {
   /** Throws what the system says. */
   add(webhook: string, alert: Alert, nowMs: number): Delivery {
     const order = [nowMs, process.pid, this.#count++].map((part) => String(part).padStart(13, '0'));
-    const delivery = { file: `${order.join('-')}.json`, webhook, alert, attempts: 0, dueMs: nowMs };
+    const file = `${order.join('-')}.json`;
+    const delivery = { file, webhook, alert, filedMs: nowMs, attempts: 0, dueMs: nowMs };
     this.update(delivery);
     return delivery;
   }
@@ -73,11 +76,11 @@ export class Outbox {
     const path = join(this.#directory, file);
     try {
       if (statSync(path).size > 2 * MAX_ALERT_BYTES) return undefined;
-      const { version, webhook, attempts, dueMs, ...rest } = JSON.parse(readFileSync(path, 'utf8'));
+      const { version, webhook, filedMs, attempts, dueMs, ...rest } = JSON.parse(readFileSync(path, 'utf8'));
       const alert = alertOf(rest.alert);
       if (version !== 1 || !alert || typeof webhook !== 'string') return undefined;
-      if (!Number.isSafeInteger(attempts) || !Number.isSafeInteger(dueMs)) return undefined;
-      return { file, webhook, alert, attempts, dueMs };
+      if (![filedMs, attempts, dueMs].every(Number.isSafeInteger)) return undefined;
+      return { file, webhook, alert, filedMs, attempts, dueMs };
     } catch {
       return undefined;
     }

@@ -88,8 +88,8 @@ export class WebhookSender {
     }
   }
 
-  /** Ends a request that is under way once `signal` is aborted. What was not delivered stays in the outbox. */
-  async close(signal: AbortSignal): Promise<void> {
+  /** Ends a request that is under way once `signal` is aborted. Returns what was not delivered; it stays in the outbox. */
+  async close(signal: AbortSignal): Promise<readonly Delivery[]> {
     this.#isClosed = true;
     clearTimeout(this.#timer);
     const abort = (): void => this.#closing.abort();
@@ -97,6 +97,7 @@ export class WebhookSender {
     if (signal.aborted) abort();
     await this.#request;
     signal.removeEventListener('abort', abort);
+    return this.#waiting;
   }
 
   #schedule(): void {

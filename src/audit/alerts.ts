@@ -21,6 +21,8 @@ export const ALERT_LIMITS: AlertLimits = { repeatMs: 5 * 60_000, delivery: DELIV
 const MAX_KINDS_PER_RUN = 50;
 /** Of all runs; beyond it the oldest is given up. Some 1 KiB each. */
 const MAX_KINDS = 10_000;
+/** How long alerts wait for a webhook that is not configured. */
+const ORPHANS_MS = 24 * 60 * 60_000;
 /** How long the last requests may take when the daemon ends. */
 const CLOSE_MS = 2000;
 
@@ -43,7 +45,7 @@ export class Alerts implements AlertSink {
   /** In the order in which they are due. */
   readonly #kinds = new Map<string, Kind>();
   readonly #kindsPerRun = new Map<string, number>();
-  /** What waits for webhooks that are not configured (any more). */
+  /** What waits for webhooks that are not configured (yet, or any more). */
   #orphans: Delivery[];
   #senders = new Map<string, WebhookSender>();
   #timer: NodeJS.Timeout | undefined;
@@ -74,33 +76,46 @@ export class Alerts implements AlertSink {
     return [...this.#senders.values()].reduce((sum, { waiting }) => sum + waiting, 0);
   }
 
-  /** From now on these webhooks. What waits for one that is not among them any more is given up at the next start. */
+  /**
+   * From now on these webhooks. What waits for one that is not among them is kept for a day, in case it comes back: whoever
+   * changes a configuration makes mistakes.
+   */
   configure({ webhooks }: AlertConfig): void {
     const before = this.#senders;
+    const orphans = Map.groupBy(this.#orphans, ({ webhook }) => webhook);
     this.#senders = new Map();
     for (const webhook of webhooks) {
       const { name } = webhook;
       const sender = before.get(name);
       if (sender) sender.webhook = webhook;
-      const waiting = this.#orphans.filter((delivery) => delivery.webhook === name);
       this.#senders.set(
         name,
         sender ??
-          new WebhookSender(webhook, waiting, {
+          new WebhookSender(webhook, orphans.get(name) ?? [], {
             outbox: this.#outbox,
             limits: this.#limits.delivery,
             onProblem: this.#onProblem,
           }),
       );
+      if (!sender) orphans.delete(name);
       before.delete(name);
     }
-    const dropped = this.#orphans.filter(({ webhook }) => !this.#senders.has(webhook));
-    this.#orphans = [];
-    for (const delivery of dropped) this.#outbox.remove(delivery);
-    if (dropped.length > 0) {
-      this.#onProblem(`${dropped.length} alerts waited for webhooks that are not configured any more`);
+    this.#orphans = [...orphans.values()].flat();
+    this.#dropOldOrphans();
+    for (const sender of before.values()) {
+      void sender.close(AbortSignal.abort()).then((left) => this.#orphans.push(...left));
     }
-    for (const sender of before.values()) void sender.close(AbortSignal.abort());
+  }
+
+  #dropOldOrphans(): void {
+    const isOld = ({ filedMs }: Delivery): boolean => filedMs < Date.now() - ORPHANS_MS;
+    const old = this.#orphans.filter(isOld);
+    if (old.length === 0) return;
+    this.#orphans = this.#orphans.filter((delivery) => !isOld(delivery));
+    for (const delivery of old) this.#outbox.remove(delivery);
+    this.#onProblem(
+      `alerts given up, because their webhook has not been configured for a day: ${old.length}`,
+    );
   }
 
   /** At once in the file; the same again within a while is counted, and told as a number afterwards. */

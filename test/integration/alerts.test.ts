@@ -513,6 +513,45 @@ test('CONFIG_INVALID: a configuration that would leak alerts or secrets is refus
   assert.throws(() => readAlertConfig(scratch.path), { code: 'CONFIG_INVALID', message: /by other users/ });
 });
 
+test('what waits for a webhook survives a start without it, and a time without it, but not for ever', async () => {
+  using scratch = scratchDirectory();
+  let isUp = false;
+  await using receiver = await new Receiver((response) =>
+    isUp ? ok(response) : response.writeHead(500).end(),
+  ).listen();
+  const config = configure(join(scratch.path, 'policy'), { name: 'sec', url: receiver.url });
+  const none = { webhooks: [] };
+  const problems: string[] = [];
+  const onProblem = (text: string): void => void problems.push(text);
+  const directory = alertDirectory(scratch.path);
+  const slow = { ...FAST, delivery: { ...FAST.delivery, backOffMs: () => 60_000 } };
+  const alerts = new Alerts(directory, { config, onProblem, limits: slow });
+  alerts.file(alert());
+  await until(() => receiver.received.length === 1, 'a first attempt');
+  await sleep(50);
+  alerts.configure(none);
+  await sleep(50);
+  assert.equal(alerts.waiting, 0);
+  alerts.configure(config);
+  assert.equal(alerts.waiting, 1, 'it came back');
+  await alerts.close();
+
+  const outbox = join(directory, 'outbox');
+  const [file = ''] = readdirSync(outbox);
+  const waiting = JSON.parse(readFileSync(join(outbox, file), 'utf8'));
+  writeFileSync(join(outbox, file), JSON.stringify({ ...waiting, dueMs: Date.now() }), { mode: 0o600 });
+  writeFileSync(join(outbox, '0-old.json'), JSON.stringify({ ...waiting, filedMs: 1, webhook: 'gone' }));
+  writeFileSync(join(outbox, '0-broken.json'), '{');
+  isUp = true;
+  const next = new Alerts(directory, { config: none, onProblem, limits: slow });
+  assert.deepEqual(readdirSync(outbox), [file], 'what nobody waits for is gone');
+  assert.deepEqual(problems, ['alerts given up, because their webhook has not been configured for a day: 1']);
+  next.configure(config);
+  await until(() => next.waiting === 0, 'delivered');
+  await next.close();
+  assert.deepEqual(receiver.ids, [alert().id, alert().id]);
+});
+
 test('only alerts with the actions that a webhook asks for are sent to it', async () => {
   using scratch = scratchDirectory();
   await using receiver = await new Receiver(ok).listen();
