@@ -253,12 +253,14 @@ class JobRun {
         return undefined;
       }
       const oomKilled = result.kind !== 'failed' && result.oomKilled;
+      const { network } = this.#options.request;
       const hint = hintFor({
         output: tail.bytes(),
         exitCode,
         oomKilled,
         image: this.#options.image.name,
         memoryMib: this.#options.request.memoryMib,
+        ...(network === undefined || step.network === 'none' ? {} : { network }),
         ...(result.kind === 'failed'
           ? { startError: { errno: result.errno, program: step.argv[0] ?? '' } }
           : {}),
