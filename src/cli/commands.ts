@@ -457,6 +457,21 @@ export const COMMANDS: readonly CommandSpec[] = [
     load: () => import('./commands/bench/workload.ts'),
   },
   {
+    name: 'bench egress',
+    summary: 'measure what the network of a job costs',
+    description: [
+      'Downloads and uploads 500 MB between a job and a server on loopback, through the proxy, and the same as plain bytes over a port of a VM that does nothing else. Then: 500 connections at once, connections one after another, memory of idle ones, how long the host daemon takes to answer meanwhile, and how long a policy of 10,000 rules takes to decide. Uses a host daemon and a policy of its own.',
+      'With --json: one document; docs/benchmarks.md describes it.',
+    ],
+    options: [
+      { name: 'runs', short: 'n', value: 'RUNS', help: 'transfers and floods of each kind; 3 if absent' },
+      { name: 'image', value: 'IMAGE', help: 'image to run in, with bash and getent; debian-12 if absent' },
+      JSON_OPTION,
+    ],
+    examples: [{ command: 'ct bench egress', what: 'as a table, with budgets' }],
+    load: () => import('./commands/bench/egress.ts'),
+  },
+  {
     name: 'bench jobs',
     summary: 'run many jobs, and look for anything that is left of them',
     description: [

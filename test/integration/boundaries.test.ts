@@ -32,6 +32,7 @@ const HOST_DOORS = [
   'host/client.ts',
   'host/bench-start.ts',
   'host/bench-jobs.ts',
+  'host/bench-egress.ts',
   'host/bench-workload.ts',
   'host/policy-compiler.ts',
   'host/policy-source.ts',
