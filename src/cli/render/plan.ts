@@ -1,6 +1,7 @@
 /** `--list` and `--dryrun`. Pure. */
 import type { Plan, PlannedJob } from '../../job/plan.ts';
 import { formatDuration, formatSizeMib } from '../../job/quantity.ts';
+import type { NetworkRequest } from '../../protocol/network.ts';
 import type { RunOptions } from '../run-options.ts';
 import { oneLine } from './format.ts';
 import { formatTable } from './table.ts';
@@ -12,8 +13,8 @@ export function describePlan(plan: Plan, options: Pick<RunOptions, 'action' | 'j
 }
 
 function describeJob(job: PlannedJob): unknown {
-  const { name, id, needs, image, cpus, memoryMib, diskMib, timeoutMs, env, steps, artifacts } = job;
-  return { name, id, needs, image, cpus, memoryMib, diskMib, timeoutMs, env, steps, artifacts };
+  const { name, id, needs, image, cpus, memoryMib, diskMib, timeoutMs, network, env, steps, artifacts } = job;
+  return { name, id, needs, image, cpus, memoryMib, diskMib, timeoutMs, network, env, steps, artifacts };
 }
 
 function listJobs(plan: Plan): string {
@@ -32,14 +33,16 @@ function listJobs(plan: Plan): string {
 }
 
 function showJob(job: PlannedJob): string {
-  const { name, image, cpus, memoryMib, diskMib, timeoutMs, needs, env, artifacts } = job;
+  const { name, image, cpus, memoryMib, diskMib, timeoutMs, needs, network, env, artifacts } = job;
   const shape = `${cpus} cpu, ${formatSizeMib(memoryMib)} memory, ${formatSizeMib(diskMib)} disk`;
   const lines = [
     `${oneLine(name)}: ${image}, ${shape}, at most ${formatDuration(timeoutMs)}`,
     ...(needs.length > 0 ? [`  needs ${needs.map(oneLine).join(', ')}`] : []),
+    ...(network === undefined ? [] : [`  network ${describeNetwork(network)}`]),
     ...Object.entries(env).map(([key, value]) => `  ${key}=${oneLine(value)}`),
     ...job.steps.flatMap((step) => [
       `  ▶ ${oneLine(step.name)}${step.condition === 'success' ? '' : ` (if ${step.condition})`}`,
+      ...(step.network === undefined ? [] : ['      without the network']),
       ...(step.secrets ?? []).map(({ name: secret, env: variable }) =>
         variable === undefined
           ? `      secret ${secret} as a file`
@@ -53,6 +56,11 @@ function showJob(job: PlannedJob): string {
     ...(artifacts.length > 0 ? [`  artifacts ${artifacts.map(oneLine).join(', ')}`] : []),
   ];
   return `${lines.join('\n')}\n`;
+}
+
+function describeNetwork({ allow, mode }: NetworkRequest): string {
+  const what = allow.length === 0 ? 'nothing' : allow.map(oneLine).join(', ');
+  return mode === undefined ? what : `${what} (${mode})`;
 }
 
 /** As a POSIX shell would take it; for reading, not for running. */
