@@ -29,7 +29,9 @@ test('TRUST_INVALID for keys that do not parse, are of another kind, private, or
   const p384 = pemOf(generateKeyPairSync('ec', { namedCurve: 'P-384' }).publicKey);
   const secret = privateKey.export({ type: 'pkcs8', format: 'pem' }) as string;
   assert.throws(() => loadTrust({}), invalid(/neither/));
-  assert.throws(() => loadTrust({ keys: [{ name: 'a', pem: 'nonsense' }] }), invalid(/parse/));
+  assert.throws(() => loadTrust({ keys: [{ name: 'a', pem: 'nonsense' }] }), invalid(/no public key/));
+  const broken = pem.replace(/.{9}\n-----END/, '\n-----END');
+  assert.throws(() => loadTrust({ keys: [{ name: 'a', pem: broken }] }), invalid(/parse/));
   assert.throws(() => loadTrust({ keys: [{ name: 'a', pem: secret }] }), invalid(/private key/));
   for (const other of [rsa, p384]) {
     assert.throws(() => loadTrust({ keys: [{ name: 'a', pem: other }] }), invalid(/neither ECDSA/));
@@ -56,6 +58,7 @@ test('TRUST_INVALID for a root that is none', () => {
     root({}),
     root({ mediaType }),
     root({ mediaType, tlogs: [{}] }),
+    root({ mediaType, tlogs: [{ publicKey: { rawBytes: '', validFor: { end: '2030-01-01T00:00:00Z' } } }] }),
     root({ mediaType, certificateAuthorities: [{ certChain: { certificates: [{ rawBytes: 'AAAA' }] } }] }),
     new Uint8Array(5 * 1024 * 1024),
   ];

@@ -92,6 +92,10 @@ export function isValidAt({ validFrom, validUntil }: TrustedKey, date: Date): bo
 function loadKey(key: TrustedKey): LoadedKey {
   if (key.name === '' || key.hint === '') throw invalid('a trusted key has an empty name or hint');
   if (key.pem.includes('PRIVATE KEY')) throw invalid(`the trusted key ${key.name} is a private key`);
+  // Node would take the key out of a certificate and forget its term.
+  if (!key.pem.includes('-----BEGIN PUBLIC KEY-----')) {
+    throw invalid(`the trusted key ${key.name} is no public key in PEM`);
+  }
   let publicKey: KeyObject;
   try {
     publicKey = createPublicKey({ key: key.pem, format: 'pem' });
@@ -119,6 +123,14 @@ function parseTrustedRoot(document: Uint8Array): TrustedRoot {
   }
   if (root.tlogs.length + root.certificateAuthorities.length + root.timestampAuthorities.length === 0) {
     throw invalid('the trusted root trusts nobody');
+  }
+  // Without a start the library would trust from the beginning of time.
+  const terms = [
+    ...[...root.tlogs, ...root.ctlogs].map(({ publicKey }) => publicKey?.validFor),
+    ...[...root.certificateAuthorities, ...root.timestampAuthorities].map(({ validFor }) => validFor),
+  ];
+  if (terms.some((term) => term?.start === undefined)) {
+    throw invalid('the trusted root does not say since when each authority and log is trusted');
   }
   return root;
 }

@@ -284,6 +284,7 @@ function timestampsOf({ verificationMaterial }: Bundle, { material, root }: Trus
   return tokens.map(({ signedTimestamp }) => {
     let token: RFC3161Timestamp;
     let at: Date;
+    let usual: boolean;
     let authority: number;
     try {
       token = RFC3161Timestamp.parse(Buffer.from(signedTimestamp));
@@ -295,12 +296,18 @@ function timestampsOf({ verificationMaterial }: Bundle, { material, root }: Trus
       // The library falls back to defaults for algorithms that it does not know, and does not look at the status.
       const granted = token.status === 0n || token.status === 1n;
       const known = token.signatureAlgorithm !== undefined && token.signerDigestAlgorithm !== undefined;
-      if (!granted || !known || !token.root.toDER().equals(signedTimestamp)) throw new Error('it is unusual');
+      usual = granted && known && token.root.toDER().equals(signedTimestamp);
     } catch (error) {
       throw new CtError('SIGNATURE_MALFORMED', 'its timestamp is none of RFC 3161', { cause: error });
     }
     if (authority < 0) {
       throw new CtError('SIGNATURE_UNTRUSTED', 'its timestamp is of an authority that is not trusted');
+    }
+    if (!usual) {
+      throw new CtError(
+        'SIGNATURE_MALFORMED',
+        'its timestamp was not granted, or is not ECDSA in canonical DER',
+      );
     }
     return { authority: root?.timestampAuthorities[authority]?.uri ?? '', at };
   });

@@ -279,6 +279,11 @@ describe('keyless signatures', () => {
     );
   });
 
+  test('TRUST_INVALID for a policy that demands no evidence of the time', () => {
+    const policy = keylessRule({ logs: 0, timestampAuthorities: 0 });
+    refused('TRUST_INVALID', { bundle: good, trust, policy });
+  });
+
   test('SIGNATURE_UNTRUSTED for keyless signatures where only keys are accepted', () => {
     const pair = generateKeyPair();
     const both = loadTrust({
