@@ -22,7 +22,10 @@ export const API_RUNS = '/v1/runs';
 export const API_GC = '/v1/gc';
 /** `GET`: {@link PolicyInfo}. */
 export const API_POLICY = '/v1/policy';
-/** `POST` with a JobRequest as JSON: {@link PolicyCheck}. Nothing is run, and nothing put on record. */
+/**
+ * `POST` with a JobRequest as JSON, whose image may be a name, too: {@link PolicyCheck}. Nothing is run, and nothing put on
+ * record.
+ */
 export const API_POLICY_CHECK = '/v1/policy/check';
 export const JOB_PROTOCOL = 'ct-job/1';
 export const SHELL_PROTOCOL = 'ct-shell/1';

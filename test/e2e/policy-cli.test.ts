@@ -5,7 +5,7 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdirSync, mkdtempSync, realpathSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, realpathSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { createServer, type Server } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -207,6 +207,21 @@ test('ct policy check asks what a run would, and ends with 0 or 122', async () =
   const json = await ct(['policy', 'check', '--json']);
   assert.equal(json.status, 122);
   assert.equal(JSON.parse(json.stdout).jobs[0].denials[0].rule, 'ct.admission.image');
+});
+
+test('ct policy check asks about the name of an image that is not built, and says so', async () => {
+  const empty = join(directory, 'empty-home');
+  mkdirSync(empty, { mode: 0o700 });
+  const socket = await socketDirectory(empty);
+  symlinkSync(join(await socketDirectory(ctHome), 'host.sock'), join(socket, 'host.sock'));
+  asked = [];
+  try {
+    const { stderr } = await ct(['policy', 'check'], { CT_HOME: empty });
+    assert.match(stderr, /^the image debian-12 is not built: /);
+    assert.equal((asked[0] as { image: string }).image, 'debian-12');
+  } finally {
+    rmSync(socket, { recursive: true, force: true });
+  }
 });
 
 test('ct policy test runs opa over the shipped rules and those given, and needs it', async () => {
