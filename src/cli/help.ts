@@ -108,13 +108,19 @@ const RAWJSON_SECTION = `## Machine-readable output
 \`ct run --json\` prints one document when all jobs have ended: \`version\` (1), \`exitStatus\`, \`durationMs\` and
 \`jobs\`, each with \`name\`, \`image\`, \`outcome\` (\`success\`, \`failure\`, \`timeout\`, \`cancelled\`,
 \`infrastructure\`, \`violation\`, \`skipped\`), \`exitCode\`, \`error\`, \`durationMs\`, \`vm\` (\`accelerator\`,
-\`securityBoundary\`, \`vmm\`, \`source\`, \`claimMs\`, \`destroyMs\`), \`steps\` and \`artifacts\`.
+\`securityBoundary\`, \`vmm\`, \`source\`, \`claimMs\`, \`destroyMs\`), \`steps\`, \`artifacts\`, \`policy\` (\`digest\`, \`mode\`,
+\`presets\`: what let it in) and \`network\` (what was recorded, denied or ended it: \`action\`, \`host\`, \`port\`,
+\`rule\`, \`message\`, \`hint\`). What is not known, or did not happen, is left out.
 
 \`ct run --progress=rawjson\` prints a line of JSON per event as it happens. \`type\` says which: \`progress\`,
 \`job-start\`, the events of \`src/protocol/run.ts\` with the name of their \`job\`, \`output\` (\`stream\`, \`step\`,
 and \`text\`, or \`base64\` where the bytes are not UTF-8), \`job-end\`, and at the end \`end\` with the document above.
 
 \`ct ps --json\` prints a line of JSON per run; [runs.md](runs.md) lists its keys and those of \`ct inspect --json\`.
+\`ct alerts --json\` prints a line per alert; [alerts.md](alerts.md) lists its keys. \`ct policy check --json\` prints
+\`version\`, \`policy\`, \`allowed\` and \`jobs\` (\`name\`, \`image\`, \`allowed\`, \`denials\`, \`network\`, \`presets\`);
+\`ct policy explain --json\` prints \`version\`, \`run\`, \`job\`, \`policy\`, \`full\` (later events are missing) and
+\`denials\` (\`id\`, \`time\`, \`step\`, \`action\`, \`count\`, \`rule\`, \`message\`, \`hint\`, \`request\`, \`source\`, \`data\`).
 
 An error before any job has run is \`{"error": {"code", "message", "hint"}}\` on stdout with \`--json\`.`;
 
