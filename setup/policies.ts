@@ -8,7 +8,14 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { installRoot } from '../src/core/install.ts';
 import { ctHomePath, openCtHome } from '../src/core/paths.ts';
-import { compileTo, findOpa, OPA_VERSION, regoSources, sourceDigest } from '../src/host/policy-compiler.ts';
+import {
+  compileTo,
+  findOpa,
+  OPA_VERSION,
+  opaVersion,
+  regoSources,
+  sourceDigest,
+} from '../src/host/policy-compiler.ts';
 import { ENTRYPOINTS } from '../src/policy/input.ts';
 
 const policies = join(installRoot, 'policies');
@@ -17,6 +24,11 @@ const opa = await findOpa({
   ctHome: openCtHome(ctHomePath()),
   progress: (message) => console.error(message),
 });
+const version = await opaVersion(opa);
+if (version !== OPA_VERSION) {
+  console.error(`${opa} is version ${version}; the shipped policy is compiled with ${OPA_VERSION}`);
+  process.exit(1);
+}
 const work = mkdtempSync(join(tmpdir(), 'ct-policies-'));
 try {
   const wasm = await compileTo(work, opa, [rules]);

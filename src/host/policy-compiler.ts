@@ -16,7 +16,7 @@ import {
   rmSync,
   writeFileSync,
 } from 'node:fs';
-import { delimiter, join } from 'node:path';
+import { resolve as absolute, delimiter, dirname, join } from 'node:path';
 import { BoundedTail } from '../core/bounded-tail.ts';
 import { CtError } from '../core/errors.ts';
 import { runProgram } from '../core/run-program.ts';
@@ -31,7 +31,7 @@ const MAX_REGO_BYTES = 1024 * 1024;
 const MAX_REGO_FILES = 1000;
 /** The shipped policy has some 200 KiB. */
 const MAX_WASM_BYTES = 64 * 1024 * 1024;
-const MAX_TEST_OUTPUT_BYTES = 16 * 1024 * 1024;
+const MAX_OPA_OUTPUT_BYTES = 16 * 1024 * 1024;
 const MAX_TOOL_OUTPUT_BYTES = 1024 * 1024;
 /** On two slow cores it takes five minutes. */
 const INSTALL_TIMEOUT_MS = 20 * 60_000;
@@ -120,7 +120,7 @@ export async function findOpa(options: ToolOptions): Promise<string> {
       signal: limited(options.signal, INSTALL_TIMEOUT_MS),
       failureCode: 'REQUIREMENT_MISSING',
     });
-    mkdirSync(join(installed, '..'), { recursive: true, mode: 0o700 });
+    mkdirSync(dirname(installed), { recursive: true, mode: 0o700 });
     renameSync(join(work, 'opa'), installed);
   } catch (error) {
     if (options.signal?.aborted || !(error instanceof CtError) || error.code === 'STORE_FULL') throw error;
@@ -134,9 +134,21 @@ export async function findOpa(options: ToolOptions): Promise<string> {
   return installed;
 }
 
+/** `1.22.2` */
+export async function opaVersion(opa: string): Promise<string> {
+  const output = await runProgram({
+    file: opa,
+    args: ['version'],
+    maxOutputBytes: MAX_TOOL_OUTPUT_BYTES,
+    signal: AbortSignal.timeout(COMPILE_TIMEOUT_MS),
+    failureCode: 'REQUIREMENT_MISSING',
+  });
+  return /^Version: (\S+)$/m.exec(output.toString())?.[1] ?? 'unknown';
+}
+
 /**
- * The shipped rules with those of `directories`, compiled to WebAssembly. Kept below CT_HOME by the digest of all sources and
- * the version of OPA. Throws POLICY_INVALID with OPA's own words if they do not compile, or REQUIREMENT_MISSING.
+ * The shipped rules with those of `directories`, compiled to WebAssembly. Kept below CT_HOME by the digest of all sources.
+ * Throws POLICY_INVALID with OPA's own words if they do not compile, or REQUIREMENT_MISSING.
  */
 export async function compilePolicy(
   directories: readonly string[],
@@ -160,45 +172,43 @@ export async function compilePolicy(
   }
 }
 
-/** Compiles the rules below `directories`, in the directory `work`. The same sources and OPA give the same bytes. */
+/**
+ * Compiles the rules below `directories`, in the directory `work`. The same sources and version of OPA give the same bytes,
+ * wherever they lie: the program holds the names of its files, which are those of copies.
+ */
 export async function compileTo(
   work: string,
   opa: string,
   directories: readonly string[],
   signal?: AbortSignal,
 ): Promise<Uint8Array> {
-  // The bytes contain the names of the files; copies below one directory have the same names everywhere.
-  const rego = join(work, 'rego');
   for (const [index, directory] of directories.entries()) {
-    for (const [number, source] of regoSources(directory).entries()) {
-      mkdirSync(join(rego, String(index)), { recursive: true });
-      const flat = `${String(number).padStart(4, '0')}-${source.name.replaceAll('/', '-')}`;
-      writeFileSync(join(rego, String(index), flat), source.text, { mode: 0o600 });
+    for (const source of regoSources(directory)) {
+      const copy = join(work, 'rego', String(index), source.name);
+      mkdirSync(dirname(copy), { recursive: true });
+      writeFileSync(copy, source.text, { mode: 0o600 });
     }
   }
-  const bundle = join(work, 'bundle.tar.gz');
-  const tool = {
-    maxOutputBytes: MAX_TOOL_OUTPUT_BYTES,
-    signal: limited(signal, COMPILE_TIMEOUT_MS),
-    failureCode: 'POLICY_INVALID',
-  } as const;
-  await runProgram({
-    ...tool,
-    file: opa,
-    args: [
-      'build',
-      '--target=wasm',
-      ...ENTRYPOINTS.map((entry) => `--entrypoint=${entry}`),
-      `--output=${bundle}`,
-      rego,
-    ],
-    env: { HOME: work },
-  });
+  const limit = limited(signal, COMPILE_TIMEOUT_MS);
+  const entrypoints = ENTRYPOINTS.map((entry) => `--entrypoint=${entry}`);
+  const { status, output } = await runOpa(
+    opa,
+    ['build', '--target=wasm', ...entrypoints, '--output=bundle.tar.gz', 'rego'],
+    { directory: work, signal: limit },
+  );
+  if (status !== 0) {
+    const told = directories.reduce(
+      (text, directory, index) => text.replaceAll(`rego/${index}/`, `${directory}/`),
+      output.trim(),
+    );
+    throw new CtError('POLICY_INVALID', `the policy does not compile:\n${told}`);
+  }
   return runProgram({
-    ...tool,
     file: 'tar',
-    args: ['--extract', '--gzip', '--to-stdout', `--file=${bundle}`, '/policy.wasm'],
+    args: ['--extract', '--gzip', '--to-stdout', `--file=${join(work, 'bundle.tar.gz')}`, '/policy.wasm'],
     maxOutputBytes: MAX_WASM_BYTES,
+    signal: limit,
+    failureCode: 'POLICY_UNAVAILABLE',
   });
 }
 
@@ -211,29 +221,47 @@ export interface OpaTestResult {
 /** Runs the Rego tests (`*_test.rego`) below the directories. Throws REQUIREMENT_MISSING, or POLICY_INVALID if it takes too long. */
 export async function opaTest(directories: readonly string[], options: ToolOptions): Promise<OpaTestResult> {
   const opa = await findOpa(options);
-  const signal = limited(options.signal, TEST_TIMEOUT_MS);
-  const child = spawn(opa, ['test', '--verbose', ...directories], {
+  const { status, output } = await runOpa(
+    opa,
+    ['test', '--verbose', ...directories.map((path) => absolute(path))],
+    {
+      directory: '/',
+      signal: limited(options.signal, TEST_TIMEOUT_MS),
+    },
+  );
+  return { passed: status === 0, output };
+}
+
+/** Ends it when `signal` aborts. Its output is both streams: OPA tells of errors on either. */
+async function runOpa(
+  opa: string,
+  args: readonly string[],
+  options: { readonly directory: string; readonly signal: AbortSignal },
+): Promise<{ readonly status: number | null; readonly output: string }> {
+  const { directory, signal } = options;
+  const child = spawn(opa, args, {
+    cwd: directory,
     stdio: ['ignore', 'pipe', 'pipe'],
-    env: { PATH: process.env['PATH'] ?? '/usr/bin:/bin', HOME: options.ctHome, LC_ALL: 'C' },
+    // OPA asks nobody for a newer version of itself, and reads no configuration.
+    env: { PATH: process.env['PATH'] ?? '/usr/bin:/bin', LC_ALL: 'C', OPA_SKIP_VERSION_CHECK: 'true' },
     signal,
     killSignal: 'SIGKILL',
   });
-  const output = new BoundedTail(MAX_TEST_OUTPUT_BYTES);
+  const output = new BoundedTail(MAX_OPA_OUTPUT_BYTES);
   child.stdout.on('data', (chunk: Buffer) => output.push(chunk));
   child.stderr.on('data', (chunk: Buffer) => output.push(chunk));
   const { promise, resolve, reject } = Promise.withResolvers<number | null>();
   child.once('error', reject);
   child.once('close', resolve);
   try {
-    const status = await promise;
-    return { passed: status === 0, output: output.text() };
+    return { status: await promise, output: output.text() };
   } catch (error) {
-    if (options.signal?.aborted) throw new CtError('CANCELLED', 'the tests were cancelled', { cause: error });
-    throw new CtError(
-      'POLICY_INVALID',
-      `the Rego tests did not end: ${signal.aborted ? 'they took too long' : 'opa could not be started'}`,
-      { cause: error },
-    );
+    if (!signal.aborted)
+      throw new CtError('REQUIREMENT_MISSING', `${opa} could not be started`, { cause: error });
+    const tooLong = signal.reason instanceof DOMException && signal.reason.name === 'TimeoutError';
+    throw tooLong
+      ? new CtError('POLICY_INVALID', `opa ${args[0]} did not end in the time it has`, { cause: error })
+      : new CtError('CANCELLED', `opa ${args[0]} was cancelled`, { cause: error });
   }
 }
 
