@@ -11,7 +11,7 @@ const MAX_ANSWER_BYTES = 4096; // a signature has 72 bytes, in base64 100
 export interface SigningCommand {
   /** Program and arguments; no shell. */
   readonly argv: readonly [string, ...string[]];
-  /** Added to PATH and HOME, which are all it gets of our environment. */
+  /** Added to LC_ALL=C, PATH and HOME; the last two are all it gets of our environment. */
   readonly env?: Readonly<Record<string, string>>;
   /** What it reads from stdin: the bytes to sign, or their SHA-256 (32 bytes; ECDSA only). */
   readonly input: 'message' | 'digest';

@@ -15,9 +15,17 @@ import { keyless } from './keyless.ts';
 import { checkServices, type SigningServices } from './services.ts';
 import type { KeySource, SignatureSource } from './source.ts';
 
-const REQUEST_TIMEOUT_MS = 20_000; // Rekor 2 answers when the entry is in the tree, which takes some seconds
 const REQUEST_RETRIES = 2;
-const SIGNING_DEADLINE_MS = 120_000; // everything together
+
+export interface SigningTimeouts {
+  /** Of one request; it is made three times at most. */
+  readonly requestMs: number;
+  /** Of one signature, everything together. */
+  readonly signatureMs: number;
+}
+
+/** Rekor 2 answers when the entry is in the tree, which takes some seconds. */
+const DEFAULT_TIMEOUTS: SigningTimeouts = { requestMs: 20_000, signatureMs: 120_000 };
 
 export interface DssePayload {
   readonly type: string;
@@ -35,20 +43,24 @@ export interface Signer {
 }
 
 /** Signs with a key that stays the same. `services` may name logs and timestamp authorities; neither is needed. */
-export function keySigner(source: KeySource, services: SigningServices): Signer {
+export function keySigner(source: KeySource, services: SigningServices, timeouts = DEFAULT_TIMEOUTS): Signer {
   if (services.logs.some(({ apiVersion }) => apiVersion === 2)) {
     throw new CtError('SIGNING_CONFIG_INVALID', 'signatures of own keys cannot be logged in Rekor 2', {
       hint: 'use a Rekor of version 1, or a timestamp authority alone',
     });
   }
-  return signerOf(source, services);
+  return signerOf(source, services, timeouts);
 }
 
 /**
  * Signs as the OIDC identity of the tokens that `identityToken` supplies, which is called once for each signature.
  * Throws `SIGNING_CONFIG_INVALID` if no certificate authority is named, or nothing that vouches for the time.
  */
-export function keylessSigner(identityToken: () => Promise<string>, services: SigningServices): Signer {
+export function keylessSigner(
+  identityToken: () => Promise<string>,
+  services: SigningServices,
+  timeouts = DEFAULT_TIMEOUTS,
+): Signer {
   const { certificateAuthority, logs, timestampAuthorities } = services;
   if (certificateAuthority === undefined) {
     throw new CtError('SIGNING_CONFIG_INVALID', 'keyless signing needs the URL of a certificate authority');
@@ -58,17 +70,21 @@ export function keylessSigner(identityToken: () => Promise<string>, services: Si
       hint: 'name a timestamp authority; logs of Rekor 2 sign no times',
     });
   }
-  return signerOf(keyless(certificateAuthority, identityToken, REQUEST_TIMEOUT_MS), services);
+  return signerOf(keyless(certificateAuthority, identityToken, timeouts.requestMs), services, timeouts);
 }
 
-function signerOf(source: SignatureSource, services: SigningServices): Signer {
+function signerOf(
+  source: SignatureSource,
+  services: SigningServices,
+  { requestMs, signatureMs }: SigningTimeouts,
+): Signer {
   checkServices(services);
-  const witnesses = witnessesOf(services);
+  const witnesses = witnessesOf(services, requestMs);
   const finish = (work: Promise<Buffer>): Promise<Buffer> =>
     withDeadline(
       work,
-      SIGNING_DEADLINE_MS,
-      () => new CtError('SIGNING_FAILED', `signing took more than ${SIGNING_DEADLINE_MS / 1000} s`),
+      signatureMs,
+      () => new CtError('SIGNING_FAILED', `signing took more than ${signatureMs / 1000} s`),
     );
   const sign = async ({ type, bytes }: DssePayload): Promise<Buffer> => {
     const payload = Buffer.from(bytes);
@@ -101,8 +117,8 @@ interface NamedWitness extends Witness {
   readonly url: string;
 }
 
-function witnessesOf({ logs, timestampAuthorities }: SigningServices): NamedWitness[] {
-  const options = { timeout: REQUEST_TIMEOUT_MS, retry: REQUEST_RETRIES };
+function witnessesOf({ logs, timestampAuthorities }: SigningServices, requestMs: number): NamedWitness[] {
+  const options = { timeout: requestMs, retry: REQUEST_RETRIES };
   const named = (url: string, witness: Witness): NamedWitness => ({
     url,
     testify: (content, publicKey) => witness.testify(content, publicKey),

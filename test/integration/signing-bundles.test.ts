@@ -1,7 +1,10 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
+import { once } from 'node:events';
 import { chmodSync, writeFileSync } from 'node:fs';
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { CtError } from '../../src/core/errors.ts';
@@ -135,6 +138,38 @@ describe('keyless', () => {
       signer(services).signStatement(STATEMENT),
       rejectsWith('SIGNING_FAILED', /did not vouch/),
     );
+  });
+
+  test('SIGNING_FAILED when a service or the identity provider does not answer', async () => {
+    const silent = createServer(() => {});
+    silent.listen(0, '127.0.0.1');
+    await once(silent, 'listening');
+    try {
+      const url = `http://127.0.0.1:${(silent.address() as AddressInfo).port}`;
+      const timeouts = { requestMs: 200, signatureMs: 300 };
+      const waiting = [
+        keylessSigner(
+          async () => identityToken(),
+          { ...sigstore.services, certificateAuthority: url },
+          timeouts,
+        ),
+        keylessSigner(
+          async () => identityToken(),
+          { ...sigstore.services, timestampAuthorities: [url] },
+          timeouts,
+        ),
+        keylessSigner(() => new Promise(() => {}), sigstore.services, timeouts),
+      ];
+      for (const signer of waiting) {
+        await assert.rejects(
+          signer.signStatement(STATEMENT),
+          rejectsWith('SIGNING_FAILED', /more than 0\.3 s/),
+        );
+      }
+    } finally {
+      silent.closeAllConnections();
+      silent.close();
+    }
   });
 
   test('cosign accepts the bundles offline', { skip: cosignMissing() }, async () => {
