@@ -416,15 +416,15 @@ export const COMMANDS: readonly CommandSpec[] = [
     name: 'bench workload',
     summary: 'measure what work takes in a VM, and in a container beside it',
     description: [
-      'Runs three workloads as jobs of the host daemon: `compile` (a C project of 20 files, make -j1), `clone` (git clone of a generated repository) and `disk` (write, sync and read back large files and many small ones). Prints percentiles of the time of the workload alone, by a clock inside, and of the whole job, by a clock outside.',
+      'Runs workloads as jobs: `compile` (a C project of 20 files, make -j1), `clone` (git clone of a generated repository), `disk` (write, sync and read back large files and many small ones) and `npm` (`npm ci && npm test` of examples/node, from a registry on loopback, through the proxy). Prints percentiles of the time of the workload alone, by a clock inside, and of the whole job, by a clock outside.',
       'With --vs runc every job alternates with a container that has the same image, user, cpu and memory, and ratios are printed: what isolation in a VM costs here. They hold for the accelerator they were taken with: those of software emulation say nothing about KVM.',
-      'With --json: runs, accelerator, vmm, image, shape, startedAt, host, container (with --vs) and workloads, by name: vm and runc, each with insideMs and wholeMs (p50, p95, min, max), insideRatio and wholeRatio. docs/benchmarks.md describes them.',
+      'With --json: runs, accelerator, vmm, shape, startedAt, host, container (with --vs) and workloads, by name: image, vm and runc, the last two with insideMs and wholeMs (p50, p95, min, max), insideRatio and wholeRatio. docs/benchmarks.md describes them.',
     ],
     positionals: {
       placeholder: 'WORKLOAD',
-      max: 3,
-      help: 'compile, clone or disk; all three if absent',
-      choices: ['compile', 'clone', 'disk'],
+      max: 4,
+      help: 'compile, clone, disk or npm; all if absent',
+      choices: ['compile', 'clone', 'disk', 'npm'],
     },
     options: [
       {
@@ -436,7 +436,7 @@ export const COMMANDS: readonly CommandSpec[] = [
       {
         name: 'image',
         value: 'IMAGE',
-        help: 'image to run in, with bash, gcc, make and git; debian-12 if absent',
+        help: 'image to run in, with bash and what the workload needs; debian-12, and node for npm, if absent',
       },
       {
         name: 'vs',
@@ -448,7 +448,7 @@ export const COMMANDS: readonly CommandSpec[] = [
       JSON_OPTION,
     ],
     examples: [
-      { command: 'ct bench workload --vs runc', what: 'all three, against containers' },
+      { command: 'ct bench workload --vs runc', what: 'all of them, against containers' },
       {
         command: 'ct bench workload -n 20 --vs runc --plot compile.svg compile',
         what: 'one, and a plot of it',

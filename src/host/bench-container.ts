@@ -54,6 +54,10 @@ export interface ContainerOptions {
   readonly rootfsPath: string;
   readonly cpus: number;
   readonly memoryMib: number;
+  /** The network of this machine, with this file as /etc/hosts; absent: none. */
+  readonly network?: { readonly hostsFile: string };
+  /** Beside those of the image. */
+  readonly env?: Readonly<Record<string, string>>;
   readonly onProgress: (what: string) => void;
   readonly signal: AbortSignal;
 }
@@ -109,10 +113,22 @@ export class BenchContainers implements AsyncDisposable {
       user: { uid, gid },
       args: ['bash', 'workload.sh'],
       cwd: WORKSPACE,
-      env: Object.entries({ ...image.env, HOME: image.user.home, CI: 'true' }).map((pair) => pair.join('=')),
+      env: Object.entries({ ...image.env, HOME: image.user.home, CI: 'true', ...options.env }).map((pair) =>
+        pair.join('='),
+      ),
       capabilities: { bounding: [], effective: [], permitted: [], ambient: [] },
     });
     Object.assign(config.root, { path: rootfsPath, readonly: true });
+    if (options.network) {
+      const namespaces = config.linux['namespaces'] as readonly { readonly type: string }[];
+      config.linux['namespaces'] = namespaces.filter(({ type }) => type !== 'network');
+      config.mounts.push({
+        destination: '/etc/hosts',
+        type: 'bind',
+        source: options.network.hostsFile,
+        options: ['bind', 'ro', 'nosuid', 'nodev'],
+      });
+    }
     if (isRoot()) {
       config.linux['resources'] = {
         ...(config.linux['resources'] as object),
@@ -223,7 +239,7 @@ export class BenchContainers implements AsyncDisposable {
       'JOB_FAILED',
       `the workload failed in the container (${code}): ${stderr.text().trim()}`,
       {
-        hint: 'the image needs bash, gcc, make and git, and a container must be able to start here: try `runc run` by hand, as the same user',
+        hint: 'the image needs bash, and gcc and make, git, or node and npm, and a container must be able to start here: try `runc run` by hand, as the same user',
       },
     );
   }

@@ -2,7 +2,7 @@
  * `ct bench workload`: what a job takes in a VM, and the same in a container. VM and container take turns, so that whatever
  * else this machine does is in both figures.
  */
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { cpus as hostCpus, loadavg } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -13,9 +13,18 @@ import { ImageStore } from '../image/store.ts';
 import { packTree } from '../job/tree-pack.ts';
 import type { Accelerator, JobRequest, VmSource } from '../protocol/run.ts';
 import { BenchContainers, type ContainerFacts, removeContainer, runcRoot } from './bench-container.ts';
+import { openBenchHome } from './bench-home.ts';
+import { startRegistry } from './bench-registry.ts';
 import { connectHost, type HostClient } from './client.ts';
 import { type Distribution, distribution, ratio } from './distribution.ts';
-import { parseWorkloadMs, WORKLOAD_SCRIPT, type Workload, writeWorkload } from './workloads.ts';
+import {
+  NETWORK_WORKLOAD,
+  NPM_PROJECT,
+  parseWorkloadMs,
+  WORKLOAD_SCRIPT,
+  type Workload,
+  writeWorkload,
+} from './workloads.ts';
 
 export type { ContainerFacts } from './bench-container.ts';
 export type { Distribution } from './distribution.ts';
@@ -34,6 +43,8 @@ export interface VmFigures extends SideFigures {
 }
 
 export interface WorkloadResult {
+  /** Name of the image, of both sides. */
+  readonly image: string;
   readonly vm: VmFigures;
   /** Only with `--vs runc`. */
   readonly runc?: SideFigures;
@@ -48,7 +59,6 @@ export interface WorkloadFigures {
   /** Ratios hold for this accelerator alone: those of `tcg` say nothing about `kvm`. */
   readonly accelerator: Accelerator;
   readonly vmm: string;
-  readonly image: string;
   readonly shape: { readonly cpus: number; readonly memoryMib: number };
   /** ISO 8601, UTC. */
   readonly startedAt: string;
@@ -64,8 +74,8 @@ export interface WorkloadFigures {
 
 export interface BenchWorkloadOptions {
   readonly ctHome: string;
-  /** Digest of the image's manifest. */
-  readonly image: string;
+  /** Digests of the images' manifests. */
+  readonly images: Readonly<Partial<Record<Workload, string>>>;
   readonly cpus: number;
   readonly memoryMib: number;
   readonly diskMib: number;
@@ -80,6 +90,7 @@ export interface BenchWorkloadOptions {
 const JOB_TIMEOUT_MS = 20 * 60_000;
 const OUTPUT_TAIL_BYTES = 16_384;
 const POLL_MS = 20;
+const REGISTRY_NAME = 'registry.bench.example';
 /** The pool refills in the time of a restore. Where it does not, because memory is short, VMs are not warm. */
 const QUIET_TIMEOUT_MS = 20_000;
 
@@ -94,25 +105,38 @@ export async function benchWorkload(options: BenchWorkloadOptions): Promise<Work
   const startedAt = new Date().toISOString();
 
   const images = new ImageStore(ctHome);
-  const manifest = await images.manifest(options.image);
-  const containers =
-    options.versus === 'runc' ? await openContainers(options, directory, images, manifest) : undefined;
-  if (containers) cleanup.use(containers);
-  const vms = new Vms(await connectHost({ ctHome, signal }), options);
-
   const total = workloads.length * (runs + 1);
   let done = 0;
-  const samples = new Map<Workload, Samples>();
+  const lanes = new Map<string, Lane>();
+  const samples = new Map<Workload, { readonly lane: Lane; readonly taken: Samples }>();
   for (const workload of workloads) {
+    const image = options.images[workload];
+    if (image === undefined) throw new CtError('INTERNAL', `there is no image for ${workload}`);
+    const network = workload === NETWORK_WORKLOAD;
+    const key = `${image} ${network}`;
+    const place = join(directory, String(lanes.size));
+    let lane = lanes.get(key);
+    if (!lane) {
+      mkdirSync(place, { mode: 0o700 });
+      const manifest = await images.manifest(image);
+      const way = network ? await openNetwork(options, place, cleanup) : undefined;
+      const vms = new Vms(way?.host ?? (await connectHost({ ctHome, signal })), options, image, way?.network);
+      const containers =
+        options.versus === 'runc' ? await openContainers(options, place, images, manifest, way) : undefined;
+      if (containers) cleanup.use(containers);
+      lane = { image: manifest.name, vms, containers };
+      lanes.set(key, lane);
+    }
     const tree = join(directory, workload);
     mkdirSync(tree, { mode: 0o755 });
     await writeWorkload(workload, tree, signal);
-    await containers?.adopt(tree);
-    samples.set(workload, new Samples());
+    await lane.containers?.adopt(tree);
+    samples.set(workload, { lane, taken: new Samples() });
   }
   // Round by round: a disturbance of some seconds does not hit all runs of one workload.
   for (let round = 0; round <= runs; round++) {
-    for (const [workload, taken] of samples) {
+    for (const [workload, { lane, taken }] of samples) {
+      const { vms, containers } = lane;
       options.onProgress(done++, total, containers ? `${workload}, in a VM and in a container` : workload);
       const tree = join(directory, workload);
       const sides = [() => vms.sample(workload, tree), () => containers?.sample(tree)] as const;
@@ -128,12 +152,13 @@ export async function benchWorkload(options: BenchWorkloadOptions): Promise<Work
     }
   }
 
-  const { accelerator, vmm } = vms.facts;
+  const [lane] = lanes.values();
+  if (!lane) throw new CtError('INTERNAL', 'there is no workload');
+  const { accelerator, vmm } = lane.vms.facts;
   return {
     runs,
     accelerator,
     vmm,
-    image: manifest.name,
     shape: { cpus: options.cpus, memoryMib: options.memoryMib },
     startedAt,
     host: {
@@ -141,9 +166,57 @@ export async function benchWorkload(options: BenchWorkloadOptions): Promise<Work
       cpus: hostCpus().length,
       loadAtStart: Math.round(loadAtStart * 100) / 100,
     },
-    ...(containers ? { container: containers.facts } : {}),
-    workloads: Object.fromEntries([...samples].map(([workload, taken]) => [workload, taken.result()])),
+    ...(lane.containers ? { container: lane.containers.facts } : {}),
+    workloads: Object.fromEntries(
+      [...samples].map(([workload, { lane: of, taken }]) => [
+        workload,
+        { image: of.image, ...taken.result() },
+      ]),
+    ),
   };
+}
+
+/** Where workloads of one image run. */
+interface Lane {
+  readonly image: string;
+  readonly vms: Vms;
+  readonly containers: BenchContainers | undefined;
+}
+
+/** A way to a registry on loopback that both sides have under the same name. */
+interface Way {
+  readonly host: HostClient;
+  readonly network: Network;
+  readonly hostsFile: string;
+}
+
+interface Network {
+  readonly allow: readonly string[];
+  readonly env: Readonly<Record<string, string>>;
+}
+
+/** The daemon of the user has a policy of the user's: this one's lets jobs reach the registry, and is asked like any other. */
+async function openNetwork(
+  { ctHome, signal }: BenchWorkloadOptions,
+  directory: string,
+  cleanup: AsyncDisposableStack,
+): Promise<Way> {
+  const registry = cleanup.use(
+    await startRegistry({
+      lockFile: join(NPM_PROJECT, 'package-lock.json'),
+      cacheDirectory: join(ctHome, 'cache/npm'),
+      workDirectory: directory,
+      signal,
+    }),
+  );
+  const home = join(directory, 'home');
+  mkdirSync(home, { mode: 0o700 });
+  const name = REGISTRY_NAME;
+  const { host } = cleanup.use(await openBenchHome({ directory: home, imagesOf: ctHome, name, signal }));
+  const hostsFile = join(directory, 'hosts');
+  writeFileSync(hostsFile, `127.0.0.1 localhost ${name}\n`, { mode: 0o644 });
+  const url = `http://${name}:${registry.port}`;
+  return { host, network: { allow: [url], env: { REGISTRY: url } }, hostsFile };
 }
 
 async function openContainers(
@@ -151,10 +224,12 @@ async function openContainers(
   directory: string,
   images: ImageStore,
   image: ImageManifest,
+  way: Way | undefined,
 ): Promise<BenchContainers> {
   const { ctHome, cpus, memoryMib, signal } = options;
   return await BenchContainers.open({
     ...{ ctHome, directory, image, cpus, memoryMib, signal },
+    ...(way ? { network: { hostsFile: way.hostsFile }, env: way.network.env } : {}),
     rootfsPath: await images.checkedBlobPath(image.rootfs),
     onProgress: (what) => options.onProgress(0, options.workloads.length * (options.runs + 1), what),
   });
@@ -185,7 +260,7 @@ class Samples {
     if (source === 'warm-clone') this.#warm++;
   }
 
-  result(): WorkloadResult {
+  result(): Omit<WorkloadResult, 'image'> {
     const side = (name: 'vm' | 'runc'): SideFigures => ({
       insideMs: distribution(this.#inside[name]),
       wholeMs: distribution(this.#whole[name]),
@@ -206,11 +281,15 @@ class Samples {
 class Vms {
   readonly #host: HostClient;
   readonly #options: BenchWorkloadOptions;
+  readonly #image: string;
+  readonly #network: Network | undefined;
   #facts: { readonly accelerator: Accelerator; readonly vmm: string } | undefined;
 
-  constructor(host: HostClient, options: BenchWorkloadOptions) {
+  constructor(host: HostClient, options: BenchWorkloadOptions, image: string, network: Network | undefined) {
     this.#host = host;
     this.#options = options;
+    this.#image = image;
+    this.#network = network;
   }
 
   /** Known after the first sample. */
@@ -231,12 +310,14 @@ class Vms {
 
   /** From `tree` to the VM gone. Throws JOB_FAILED with the end of its output, or what the host reports. */
   async sample(workload: Workload, tree: string): Promise<Sample> {
-    const { image, cpus, memoryMib, diskMib, signal } = this.#options;
+    const { cpus, memoryMib, diskMib, signal } = this.#options;
+    const image = this.#image;
     signal.throwIfAborted();
     const request: JobRequest = {
       name: `bench-${workload}`,
       ...{ image, cpus, memoryMib, diskMib },
-      env: {},
+      env: this.#network?.env ?? {},
+      ...(this.#network ? { network: { allow: this.#network.allow } } : {}),
       steps: [
         {
           name: workload,
@@ -272,7 +353,7 @@ class Vms {
     if (result.outcome !== 'success') {
       const said = tails.stderr.text().trim();
       throw new CtError('JOB_FAILED', `the workload ${workload} failed in the VM: ${said}`, {
-        hint: 'the image needs bash, gcc, make and git',
+        hint: 'the image needs bash, and gcc and make, git, or node and npm',
       });
     }
     return { wholeMs, stdout: tails.stdout.text(), ...(source === undefined ? {} : { source }) };
@@ -292,8 +373,10 @@ export async function sweepWorkloads(ctHome: string): Promise<void> {
     const [, pid, startTime] = /^bench-workload-(\d+)-(\d+)$/.exec(name) ?? [];
     if (pid === undefined || startTimeOf(Number(pid)) === startTime) continue;
     const directory = join(ctHome, name);
-    const root = runcRoot(directory);
-    for (const id of existsSync(root) ? readdirSync(root) : []) await removeContainer(root, id);
+    for (const place of [directory, ...readdirSync(directory).map((place) => join(directory, place))]) {
+      const root = runcRoot(place);
+      for (const id of existsSync(root) ? readdirSync(root) : []) await removeContainer(root, id);
+    }
     rmSync(directory, { recursive: true, force: true });
   }
 }

@@ -2,12 +2,18 @@
  * What `ct bench workload` runs. Each workload is a directory that is the same on every machine, with a script that
  * measures its own time: it says nothing of a VM or a container, and runs in both as it is.
  */
-import { closeSync, openSync, rmSync, writeFileSync } from 'node:fs';
+import { closeSync, cpSync, openSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { installRoot } from '../core/install.ts';
 import { runProgram } from '../core/run-program.ts';
 
-export const WORKLOADS = ['compile', 'clone', 'disk'] as const;
+export const WORKLOADS = ['compile', 'clone', 'disk', 'npm'] as const;
 export type Workload = (typeof WORKLOADS)[number];
+
+/** The one that needs a network: a registry at $REGISTRY. */
+export const NETWORK_WORKLOAD = 'npm' satisfies Workload;
+/** What it installs and tests. */
+export const NPM_PROJECT: string = join(installRoot, 'examples/node');
 
 /** In the tree of every workload. */
 export const WORKLOAD_SCRIPT = 'workload.sh';
@@ -47,11 +53,35 @@ export async function writeWorkload(
   directory: string,
   signal: AbortSignal,
 ): Promise<void> {
-  const scripts: Readonly<Record<Workload, string>> = { compile: COMPILE, clone: CLONE, disk: DISK };
+  const scripts: Readonly<Record<Workload, string>> = {
+    compile: COMPILE,
+    clone: CLONE,
+    disk: DISK,
+    npm: NPM,
+  };
   writeFileSync(join(directory, WORKLOAD_SCRIPT), `set -eu\n${TIMED}\n${scripts[workload]}`);
   if (workload === 'compile') writeCompileTree(directory);
+  if (workload === 'npm') {
+    cpSync(NPM_PROJECT, directory, {
+      recursive: true,
+      filter: (path) => !path.startsWith(join(NPM_PROJECT, 'node_modules')),
+    });
+  }
   if (workload === 'clone') await writeRepository(join(directory, 'origin.git'), signal);
 }
+
+// ---------------------------------------------------------------------------------------------------- npm
+
+/** Without the requests of npm that have nothing to do with installing. */
+const NPM = `
+need node npm
+export npm_config_registry=$REGISTRY npm_config_audit=false npm_config_fund=false npm_config_update_notifier=false
+begin
+npm ci --loglevel=error
+npm test > tests
+end
+grep -q 'fail 0$' tests
+`;
 
 // ------------------------------------------------------------------------------------------------ compile
 

@@ -15,13 +15,13 @@ const FIGURES: WorkloadFigures = {
   runs: 5,
   accelerator: 'kvm',
   vmm: 'qemu 8.2.0',
-  image: 'debian-12',
   shape: { cpus: 1, memoryMib: 1024 },
   startedAt: '2026-01-02T03:04:05.000Z',
   host: { cpu: 'A CPU', cpus: 4, loadAtStart: 0.1 },
   container: { runc: 'runc version 1.1.5', rootfs: 'mounted', uid: 1000, limited: true },
   workloads: {
     clone: {
+      image: 'debian-12',
       vm: { insideMs: at(30), wholeMs: at(90), warm: 5 },
       runc: { insideMs: at(20), wholeMs: at(60) },
       insideRatio: 1.5,
@@ -58,7 +58,7 @@ test('without containers there are neither ratios nor a legend', () => {
   const { container: _, ...alone } = FIGURES;
   const figures: WorkloadFigures = {
     ...alone,
-    workloads: { disk: { vm: { insideMs: at(30), wholeMs: at(90), warm: 5 } } },
+    workloads: { disk: { image: 'debian-12', vm: { insideMs: at(30), wholeMs: at(90), warm: 5 } } },
   };
   assert.doesNotMatch(renderWorkloads(figures), /ratio|container|undefined/i);
   const plot = workloadPlot(figures);

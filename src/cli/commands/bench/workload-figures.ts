@@ -8,6 +8,7 @@ const NAMES: Readonly<Record<Workload, string>> = {
   compile: 'compile a C project',
   clone: 'git clone',
   disk: 'write, sync, read back',
+  npm: 'npm ci && npm test',
 };
 
 /** Load above which figures are doubtful, per cpu. */
@@ -15,6 +16,11 @@ const BUSY_LOAD = 0.5;
 
 const EMULATION_NOTE =
   'Under software emulation every instruction of the guest is translated: these ratios say nothing about KVM.\n';
+
+/** Names of the images, each once. */
+function images(figures: WorkloadFigures): string {
+  return [...new Set(entries(figures).map(([, { image }]) => image))].join(' and ');
+}
 
 function entries(figures: WorkloadFigures): [Workload, WorkloadResult][] {
   return Object.entries(figures.workloads) as [Workload, WorkloadResult][];
@@ -38,7 +44,7 @@ export function renderWorkloads(figures: WorkloadFigures): string {
       : []),
   ]);
   return [
-    `${figures.vmm}, ${accelerator}, ${figures.image}, ${shape.cpus} cpu, ${shape.memoryMib} MiB, ${countRuns(figures.runs)}\n`,
+    `${figures.vmm}, ${accelerator}, ${images(figures)}, ${shape.cpus} cpu, ${shape.memoryMib} MiB, ${countRuns(figures.runs)}\n`,
     ...(container ? [`${describeContainer(figures)}\n`] : []),
     '\n',
     formatTable([['', '', 'inside p50', 'p95', 'whole p50', 'p95'], ...rows]),
@@ -81,7 +87,7 @@ export function workloadPlot(figures: WorkloadFigures): BarPlot {
     title: container ? 'Workloads in a microVM and in a container' : 'Workloads in a microVM',
     facts: [
       ...plotFacts({ ...figures, hostCpu: figures.host.cpu, date: figures.startedAt.slice(0, 10) }),
-      `${figures.image}, ${shape.cpus} cpu, ${shape.memoryMib} MiB, ${countRuns(figures.runs)}${container ? `, ${container.runc}` : ''}`,
+      `${images(figures)}, ${shape.cpus} cpu, ${shape.memoryMib} MiB, ${countRuns(figures.runs)}${container ? `, ${container.runc}` : ''}`,
     ],
     series,
     key: P50_AND_P95,

@@ -11,7 +11,12 @@ import { renderWorkloads, workloadPlot } from './workload-figures.ts';
 
 const DEFAULT_RUNS = 5;
 const MAX_RUNS = 1000;
-const DEFAULT_IMAGE = 'debian-12';
+const DEFAULT_IMAGES: Readonly<Record<Workload, string>> = {
+  compile: 'debian-12',
+  clone: 'debian-12',
+  disk: 'debian-12',
+  npm: 'node',
+};
 /** One cpu: on two, what one of them waits for would be hidden by the other. */
 const SHAPE = { cpus: 1, memoryMib: 1024, diskMib: 10_240 };
 
@@ -27,15 +32,18 @@ export async function run(parsed: ParsedOptions, output: Output): Promise<number
     import('../../../host/bench-workload.ts'),
   ]);
   const workloads = readWorkloads(parsed.positionals, WORKLOADS);
-  const image = await ensureImage(parsed.value('image') ?? DEFAULT_IMAGE, {
-    ctHome,
-    directory: process.cwd(),
-    signal,
-    onProgress: say,
-  });
+  const images: Partial<Record<Workload, string>> = {};
+  for (const workload of workloads) {
+    images[workload] = await ensureImage(parsed.value('image') ?? DEFAULT_IMAGES[workload], {
+      ctHome,
+      directory: process.cwd(),
+      signal,
+      onProgress: say,
+    });
+  }
   const figures = await benchWorkload({
     ctHome,
-    image,
+    images,
     ...SHAPE,
     workloads,
     runs,
