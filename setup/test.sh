@@ -22,4 +22,4 @@ printf '== tests\n' >&2
 processors=$(getconf _NPROCESSORS_ONLN)
 concurrency=$((processors > 4 ? 4 : processors > 1 ? processors - 1 : 1))
 # A test that hangs fails after four minutes, and takes its file with it.
-exec "$node" --test --test-force-exit --test-timeout=240000 --test-reporter=spec "--test-concurrency=$concurrency" "$@"
+exec "$node" --test --test-timeout=240000 --test-reporter=spec "--test-concurrency=$concurrency" "$@"
