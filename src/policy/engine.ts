@@ -27,6 +27,8 @@ export interface PolicyEngine {
 
 /** Evaluation cannot be interrupted, and its time grows with the input. An event of the network is far smaller. */
 const MAX_EGRESS_INPUT_BYTES = 256 * 1024;
+/** A host has 253 characters, an address 45. Rules look at every name above a name, so time grows with its square. */
+const MAX_REQUEST_TEXT = 512;
 /** As many entries as a job may have, at their longest. */
 const MAX_ADMISSION_INPUT_BYTES = 4 * 1024 * 1024;
 /** Two KiB each, mostly. */
@@ -117,7 +119,12 @@ export class WasmEngine implements PolicyEngine {
   }
 
   decideEgress(input: EgressInput): Decided<EgressDecision> {
-    const { result, meta } = this.#evaluate('ct/egress/decision', egressInput(input), MAX_EGRESS_INPUT_BYTES);
+    const { result, meta } = this.#evaluate(
+      'ct/egress/decision',
+      egressInput(input),
+      MAX_EGRESS_INPUT_BYTES,
+      isTooLong(input.request),
+    );
     return decided(result, meta, parseEgressDecision, failedEgress);
   }
 
@@ -125,6 +132,7 @@ export class WasmEngine implements PolicyEngine {
     path: Entrypoint,
     input: object,
     maxBytes: number,
+    refused = false,
   ): { result: unknown; meta: Decided<unknown>['meta'] } {
     const began = this.#nowNs();
     const meta = (error?: string): Decided<unknown>['meta'] => ({
@@ -142,8 +150,8 @@ export class WasmEngine implements PolicyEngine {
       return { result, meta: meta() };
     }
     const bytes = new TextEncoder().encode(text);
-    if (bytes.length > maxBytes) {
-      return { result: undefined, meta: meta(`the question is larger than ${maxBytes} bytes`) };
+    if (refused || bytes.length > maxBytes) {
+      return { result: undefined, meta: meta('the question is larger than any that is answered') };
     }
     let results: unknown;
     try {
@@ -159,6 +167,10 @@ export class WasmEngine implements PolicyEngine {
     }
     return { result: first.result, meta: meta() };
   }
+}
+
+function isTooLong(request: EgressInput['request']): boolean {
+  return Object.values(request).some((value) => typeof value === 'string' && value.length > MAX_REQUEST_TEXT);
 }
 
 export const UNDEFINED_RESULT = 'the answer is undefined';

@@ -1,0 +1,200 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { CtError } from '../core/errors.ts';
+import { SourceText } from '../core/source-text.ts';
+import { type PolicyData, parsePolicyData } from './data.ts';
+
+const LIMITS = 'limits: {cpus: 4, memory: 8G, disk: 20G, timeout: 1h}\n';
+const ADMISSION =
+  "admission: {trust: [local], repositories: ['*'], refs: ['*'], actors: ['*'], images: ['*']}\n";
+const EGRESS = 'egress: {mode: enforce, allow: []}\n';
+
+function parse(text: string): PolicyData {
+  return parsePolicyData(new SourceText('data.yml', text), {
+    resolvePreset: (name) => [
+      { rule: name, host: `${name}.example.org`, port: 443, protocol: 'tls', addresses: 'any' },
+    ],
+  });
+}
+
+/** With the egress section given and all else as small as may be. */
+function withEgress(egress: string): PolicyData {
+  return parse(`version: 1\negress:\n  mode: enforce\n  allow: []\n${egress}\n${ADMISSION}${LIMITS}`);
+}
+
+/** First lines of the problems: position and message. */
+function problems(act: () => unknown): string {
+  try {
+    act();
+  } catch (error) {
+    assert.ok(error instanceof CtError && error.code === 'POLICY_INVALID', String(error));
+    return error.message;
+  }
+  assert.fail('it was accepted');
+}
+
+test('what is missing is a problem, never "nothing forbidden"', () => {
+  assert.match(
+    problems(() => parse('')),
+    /^data\.yml:1:1: the file is empty/,
+  );
+  for (const key of ['version', 'egress', 'admission', 'limits']) {
+    const parts = { version: 'version: 1\n', egress: EGRESS, admission: ADMISSION, limits: LIMITS };
+    const text = Object.entries(parts)
+      .filter(([name]) => name !== key)
+      .map(([, part]) => part)
+      .join('');
+    assert.match(
+      problems(() => parse(text)),
+      new RegExp(`the key \`${key}\` is missing`),
+      key,
+    );
+  }
+  for (const key of ['trust', 'repositories', 'refs', 'actors', 'images']) {
+    const text = `version: 1\n${EGRESS}${ADMISSION.replace(new RegExp(`${key}: \\[[^\\]]*\\],? ?`), '')}${LIMITS}`;
+    assert.match(
+      problems(() => parse(text)),
+      new RegExp(`the key \`${key}\` is missing`),
+      key,
+    );
+  }
+  assert.match(
+    problems(() => parse(`version: 2\n${EGRESS}${ADMISSION}${LIMITS}`)),
+    /data\.yml:1:10: expected the number `1`/,
+  );
+});
+
+test('the smallest data allows nothing of what it does not name', () => {
+  const { config, resolve } = parse(`version: 1\n${EGRESS}${ADMISSION}${LIMITS}`);
+  assert.deepEqual(
+    [config.secrets, config.general.always, config.untrusted, resolve.size],
+    [[], [], undefined, 0],
+  );
+  assert.deepEqual(JSON.parse(JSON.stringify(config.ceilings['general'])), {
+    exact: {},
+    below: {},
+    any: [],
+    presets: {},
+  });
+});
+
+test('problems are told with line, column and what to write', () => {
+  const wrong: [string, RegExp][] = [
+    ['  always: [nmp]', /data\.yml:5:12: there is no preset `nmp`[\s\S]*did you mean `npm`\?/],
+    ['  always: [example.com:80]', /data\.yml:5:12: `example\.com:80` does not say which protocol/],
+    ['  block: [10.0.0.1/8]', /data\.yml:5:11: `10\.0\.0\.1\/8` has bits set[\s\S]*`10\.0\.0\.0\/8`/],
+    ['  block: [https://example.com]', /data\.yml:5:11: `https:\/\/example\.com` is not the name/],
+    ['  ban: ["exa*mple.com"]', /data\.yml:5:9: .*`\*` where none can be/],
+    ['  private: {example.com: [intranet]}', /data\.yml:5:27: `intranet` is no network/],
+    ['  private: {"a b": [10.0.0.0/8]}', /data\.yml:5:13: `a b` is not the name/],
+    ['  resolve: {example.com: example.net}', /data\.yml:5:13: `example\.net` is no address/],
+    ['  resolve: {"*.example.com": 10.0.0.1}', /data\.yml:5:13: `\*\.example\.com` is not one name/],
+    ['  blok: []', /data\.yml:5:3: unknown key `blok`[\s\S]*did you mean `block`\?/],
+  ];
+  for (const [line, expected] of wrong)
+    assert.match(
+      problems(() => withEgress(line)),
+      expected,
+      line,
+    );
+});
+
+test('a pattern of repositories cannot reach into other owners, and other patterns end with their star', () => {
+  const admission = (change: string): string =>
+    `version: 1\n${EGRESS}${ADMISSION.replace("['*'], refs", `${change}, refs`)}${LIMITS}`;
+  assert.match(
+    problems(() => parse(admission("['acme*']"))),
+    /owner\/beginning\*/,
+  );
+  assert.match(
+    problems(() => parse(admission("['*/site']"))),
+    /owner\/beginning\*/,
+  );
+  const { repositories } = parse(admission("['Acme/*', acme/one]")).config;
+  assert.deepEqual(
+    [repositories.any, Object.keys(repositories.exact), repositories.prefixes],
+    [false, ['acme/one'], ['acme/']],
+  );
+  const refs = `version: 1\n${EGRESS}${ADMISSION.replace("refs: ['*']", "refs: ['refs/*/main']")}${LIMITS}`;
+  assert.match(
+    problems(() => parse(refs)),
+    /before its end/,
+  );
+});
+
+test('strangers run only where something says what they get, and no secret can be written down for them', () => {
+  const trusting = ADMISSION.replace('[local]', '[local, untrusted]');
+  assert.match(
+    problems(() => parse(`version: 1\n${EGRESS}${trusting}${LIMITS}`)),
+    /nothing says what they get/,
+  );
+  const repository = 'repositories: {acme/site: {trust: [untrusted]}}\n';
+  assert.match(
+    problems(() => parse(`version: 1\n${EGRESS}${ADMISSION}${LIMITS}${repository}`)),
+    /nothing says what they get/,
+  );
+  const { config } = parse(
+    `version: 1\n${EGRESS}${trusting}${LIMITS}untrusted: {egress: {allow: [npm]}, limits: {cpus: 1}}\n`,
+  );
+  assert.equal(config.untrusted?.limits.cpus, 1);
+  assert.equal(config.untrusted?.limits.memory_mib, 8192);
+  const secrets = "secrets: {TOKEN: {trust: [untrusted], repositories: ['*'], refs: ['*']}}\n";
+  assert.match(
+    problems(() => parse(`version: 1\n${EGRESS}${ADMISSION}${LIMITS}${secrets}`)),
+    /expected `local` or `trusted`/,
+  );
+});
+
+test('hosts are filed by what they are looked up by', () => {
+  const { config, resolve } = withEgress(`  always: [npm, https://Example.com]
+  block: [Bad.Example, '*.bad.example', 192.0.2.7, 10.0.0.0/8, 10.1.0.0/16, 12.0.0.0/6, '2001:db8::/32', '2001::/16', 'fd00::/8', '::/64', '::ffff:10.0.0.1']
+  private: {'*': [10.0.0.0/8], intranet.example: [127.0.0.1]}
+  resolve: {Registry.Example: '::ffff:10.1.2.3'}`);
+  const { block } = config.egress;
+  assert.deepEqual(Object.keys(block.exact), ['bad.example', '192.0.2.7', '::ffff:10.0.0.1']);
+  assert.deepEqual(Object.keys(block.below), ['bad.example']);
+  assert.deepEqual(
+    { ...block.networks },
+    {
+      '10': ['10.0.0.0/8'],
+      '10.1': ['10.1.0.0/16'],
+      '*': ['12.0.0.0/6', 'fd00::/8'],
+      '2001:db8': ['2001:db8::/32'],
+      '2001': ['2001::/16'],
+      '0:0': ['::/64'],
+    },
+  );
+  assert.deepEqual(
+    config.general.always.map((one) => `${one.rule} ${one.host} ${one.addresses}`),
+    ['npm npm.example.org any', 'https://Example.com example.com public'],
+  );
+  assert.deepEqual(config.egress.private.any.networks, ['10.0.0.0/8']);
+  assert.deepEqual({ ...config.egress.private.exact['intranet.example']?.addresses }, { '127.0.0.1': true });
+  assert.deepEqual([...resolve], [['registry.example', '10.1.2.3']]);
+});
+
+test('settings of a repository are completed by the general ones, and share their lists', () => {
+  const { config } = parse(`version: 1\n${EGRESS}${ADMISSION}${LIMITS}repositories:
+  Acme/Site: {limits: {cpus: 8}, egress: {allow: ['*']}}
+  acme/*: {egress: {mode: terminate}}
+`);
+  const site = config.profiles.exact['acme/site'];
+  assert.deepEqual(
+    [site?.limits.cpus, site?.limits.memory_mib, site?.mode, site?.ceiling],
+    [8, 8192, 'enforce', 'repository acme/site'],
+  );
+  const rest = config.profiles.prefixes['acme/'];
+  assert.deepEqual([rest?.mode, rest?.ceiling, rest?.limits.cpus], ['terminate', 'general', 4]);
+});
+
+test('JSON is read as well', () => {
+  const { config } = parse(
+    JSON.stringify({
+      version: 1,
+      egress: { mode: 'audit', allow: ['npm'] },
+      admission: { trust: ['local'], repositories: ['*'], refs: ['*'], actors: ['*'], images: ['*'] },
+      limits: { cpus: 1, memory: '1G', disk: '1G', timeout: '1h' },
+    }),
+  );
+  assert.equal(config.general.mode, 'audit');
+});
