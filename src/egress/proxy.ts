@@ -236,9 +236,7 @@ export class EgressProxy {
       client: stream,
       server: socket,
       inspect: (facts) => control.inspect(connection, facts),
-      resetClient: () => {
-        if (!stream.closed) stream.close(constants.NGHTTP2_CONNECT_ERROR);
-      },
+      resetClient: () => reset(stream),
       onClosed: (bytesSent, bytesReceived) => control.closed(connection, bytesSent, bytesReceived),
       ...(this.#options.times && { times: this.#options.times }),
     });
@@ -247,6 +245,14 @@ export class EgressProxy {
 
 function isOver(stream: ServerHttp2Stream): boolean {
   return stream.destroyed || stream.closed || stream.aborted;
+}
+
+/** As a TCP connection is reset (RFC 9113, 8.5). */
+function reset(stream: ServerHttp2Stream): void {
+  if (stream.closed || stream.destroyed) return;
+  // Node would end the stream before it resets it, and the job would take a refusal for an orderly end.
+  stream._final = (callback) => callback();
+  stream.close(constants.NGHTTP2_CONNECT_ERROR);
 }
 
 /** Answers, and reads no more of the request. */

@@ -183,6 +183,12 @@ export class GuestStream {
     return this.received.toString('latin1');
   }
 
+  /** A reset and nothing else: Node would end the stream first. */
+  reset(code: number): void {
+    this.http2._final = (callback) => callback();
+    this.http2.close(code);
+  }
+
   /** At least so many bytes have come, or it is over. */
   async bytes(count: number): Promise<Buffer> {
     while (this.#bytes < count && !this.http2.destroyed) {
