@@ -74,9 +74,9 @@ export function sourceDigest(sources: readonly SourceText[]): string {
 /** Path of `opa`; installs it if it is missing and Go is there. Throws REQUIREMENT_MISSING. */
 export async function findOpa(options: ToolOptions): Promise<string> {
   const installed = join(options.ctHome, 'tools', `opa-${OPA_VERSION}`, 'opa');
-  const found = onPath('opa', options) ?? (existsSync(installed) ? installed : undefined);
+  const found = onPath('opa', options.searchPath) ?? (existsSync(installed) ? installed : undefined);
   if (found !== undefined) return found;
-  const go = onPath('go', options);
+  const go = onPath('go', options.searchPath);
   const hint = `install OPA ${OPA_VERSION} (openpolicyagent.org/docs) and have it on PATH; or install Go, and ct gets it through that`;
   if (go === undefined) {
     throw new CtError(
@@ -270,9 +270,9 @@ function limited(signal: AbortSignal | undefined, timeoutMs: number): AbortSigna
   return signal === undefined ? timeout : AbortSignal.any([signal, timeout]);
 }
 
-function onPath(program: string, options: ToolOptions): string | undefined {
-  const path = options.searchPath ?? process.env['PATH'] ?? '';
-  return path
+/** Where a program lies, if it is there. */
+export function onPath(program: string, searchPath = process.env['PATH'] ?? ''): string | undefined {
+  return searchPath
     .split(delimiter)
     .filter((directory) => directory.startsWith('/'))
     .map((directory) => join(directory, program))

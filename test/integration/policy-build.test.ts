@@ -11,6 +11,7 @@ import {
   compileTo,
   findOpa,
   OPA_VERSION,
+  onPath,
   opaTest,
   opaVersion,
   regoSources,
@@ -22,22 +23,11 @@ import { scratchDirectory } from '../support/scratch.ts';
 
 const policies = join(installRoot, 'policies');
 const made = JSON.parse(readFileSync(join(policies, 'policy.json'), 'utf8'));
-const opa = (process.env['PATH'] ?? '')
-  .split(':')
-  .map((directory) => join(directory, 'opa'))
-  .find((path) => path.startsWith('/') && isThere(path));
+const opa = onPath('opa');
 const version = opa === undefined ? undefined : await opaVersion(opa);
 const withoutOpa = opa === undefined && 'the program `opa` is not on PATH';
 const withoutPinned =
   withoutOpa || (version !== OPA_VERSION && `opa is version ${version}, not ${OPA_VERSION}`);
-
-function isThere(path: string): boolean {
-  try {
-    return readFileSync(path).length > 0;
-  } catch {
-    return false;
-  }
-}
 
 test('policy.wasm was compiled from the rules that lie beside it', () => {
   const stale = 'policies/policy.wasm is stale; run: node_modules/.bin/node setup/policies.ts';

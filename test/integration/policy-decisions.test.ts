@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { readFileSync, writeFileSync } from 'node:fs';
 import { type AddressInfo, createServer } from 'node:net';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
@@ -9,6 +9,7 @@ import { BoundedTail } from '../../src/core/bounded-tail.ts';
 import { installRoot } from '../../src/core/install.ts';
 import { SourceText } from '../../src/core/source-text.ts';
 import { OpaClient } from '../../src/host/opa-client.ts';
+import { onPath } from '../../src/host/policy-compiler.ts';
 import { type PolicyData, parsePolicyData } from '../../src/policy/data.ts';
 import type { AdmissionDecision } from '../../src/policy/decision.ts';
 import { loadWasmEngine, type PolicyEngine } from '../../src/policy/engine.ts';
@@ -22,9 +23,7 @@ import {
 } from '../fixtures/policy/cases.ts';
 import { scratchDirectory } from '../support/scratch.ts';
 
-const opa = [...(process.env['PATH'] ?? '').split(':').map((directory) => join(directory, 'opa'))].find(
-  (path) => path.startsWith('/') && existsSync(path),
-);
+const opa = onPath('opa');
 
 function fixtureData(): PolicyData {
   const path = join(installRoot, 'test/fixtures/policy/data.yml');
