@@ -161,7 +161,12 @@ limits: {cpus: 4, memory: 4G, disk: 4G, timeout: 1h}
   };
 
   const alerts: Alert[] = [];
-  const presets = new PresetResolver({});
+  const resolver = new PresetResolver({});
+  const presets = {
+    resolve: (names: readonly string[]) => resolver.resolve(names),
+    // Nothing to be written into the guest: the first process is the first step.
+    guestSettings: async () => ({ settings: { env: {} }, notices: [] }),
+  };
   const runs = new Runs({ ctHome });
   const server = new HostServer({
     ctHome,
