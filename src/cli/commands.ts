@@ -267,6 +267,21 @@ export const COMMANDS: readonly CommandSpec[] = [
     load: () => import('./commands/policy/check.ts'),
   },
   {
+    name: 'policy data',
+    summary: 'print the policy data as Rego sees it',
+    description: [
+      'Checks the data of the policy in DIR and prints it as JSON, prepared for the rules that ct ships: `{"ct": {"config": …}}`. An OPA server that decides in their place needs it; docs/policy.md explains.',
+    ],
+    positionals: {
+      placeholder: 'DIR',
+      max: 1,
+      help: 'directory of a policy; the one that counts on this host if absent',
+    },
+    options: [],
+    examples: [{ command: 'ct policy data ./policy > data.json', what: 'for `opa run --server`' }],
+    load: () => import('./commands/policy/data.ts'),
+  },
+  {
     name: 'policy explain',
     summary: 'show every denial of a run, with the rule behind it',
     description: [

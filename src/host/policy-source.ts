@@ -93,7 +93,35 @@ export async function loadPolicy(
   return { ...found, engine, revision, description: where, [Symbol.dispose]: () => {} };
 }
 
-function readData(directory: string | undefined, options: PolicySourceOptions): PolicyData {
+/**
+ * The data of a policy alone, checked and prepared. `resolvePresets` is asked once, for those of its `always` lists. Throws as
+ * {@link loadPolicy} does.
+ */
+export async function readPolicyData(
+  directory: string | undefined,
+  resolvePresets: (
+    names: readonly PresetName[],
+  ) => Promise<readonly { readonly name: PresetName; readonly destinations: readonly Destination[] }[]>,
+): Promise<PolicyData> {
+  if (directory !== undefined) requireOwnTree(directory);
+  // Reading does not wait: what it asks for is resolved, and it is read again.
+  const asked = new Set<PresetName>();
+  const note = (name: PresetName): readonly Destination[] => {
+    asked.add(name);
+    return [];
+  };
+  const data = readData(directory, { resolvePreset: note });
+  if (asked.size === 0) return data;
+  const resolved = new Map(
+    (await resolvePresets([...asked])).map(({ name, destinations }) => [name, destinations] as const),
+  );
+  return readData(directory, { resolvePreset: (name) => resolved.get(name) ?? [] });
+}
+
+function readData(
+  directory: string | undefined,
+  options: Pick<PolicySourceOptions, 'resolvePreset'>,
+): PolicyData {
   const path = directory === undefined ? join(shippedPolicies, 'default.yml') : dataFile(directory);
   const source = readSource(path, path, {
     maxBytes: MAX_POLICY_DATA_BYTES,

@@ -5,7 +5,12 @@ import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { OpaClient } from '../../src/host/opa-client.ts';
-import { loadPolicy, policyDirectory, shippedPolicies } from '../../src/host/policy-source.ts';
+import {
+  loadPolicy,
+  policyDirectory,
+  readPolicyData,
+  shippedPolicies,
+} from '../../src/host/policy-source.ts';
 import { MAX_OPA_ANSWER_BYTES } from '../../src/policy/remote.ts';
 import { EGRESS_CASES } from '../fixtures/policy/cases.ts';
 import { scratchDirectory } from '../support/scratch.ts';
@@ -99,6 +104,30 @@ test('a directory without data is POLICY_INVALID, not a policy that forbids noth
   await assert.rejects(load(), { code: 'POLICY_INVALID', message: /data\.yml:1:1: the file is empty/ });
   writeFileSync(join(directory, 'data.json'), '{"version": 1}', { mode: 0o644 });
   await assert.rejects(load(), { code: 'POLICY_INVALID', message: /both data\.yml and data\.json/ });
+});
+
+test('data alone resolves the presets that every job gets, each once', async () => {
+  using scratch = scratchDirectory();
+  const directory = join(scratch.path, 'policy');
+  mkdirSync(directory, { mode: 0o755 });
+  writeFileSync(join(directory, 'data.yml'), DEFAULT.replace('always: []', 'always: [npm, go, npm]'), {
+    mode: 0o644,
+  });
+  const asked: string[] = [];
+  const { config } = await readPolicyData(directory, async (names) => {
+    asked.push(...names);
+    return names.map((name) => ({
+      name,
+      destinations: [
+        { rule: name, host: `${name}.example`, port: 443, protocol: 'tls', addresses: 'any' },
+      ] as const,
+    }));
+  });
+  assert.deepEqual(asked, ['npm', 'go']);
+  assert.deepEqual(
+    config.general.always.map((one) => one.host),
+    ['npm.example', 'go.example', 'npm.example'],
+  );
 });
 
 test('`opa-url` of the data, or of the command line before it, asks a server', async () => {
