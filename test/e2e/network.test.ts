@@ -153,7 +153,7 @@ const CASES: readonly (Attempt & { readonly expected: RegExp })[] = [
     argv: [
       'sh',
       '-c',
-      'git -c http.sslCAInfo=$PWD/authority.pem clone -q https://site.example/repository.git secure && cat secure/file',
+      'GIT_SSL_CAINFO=$PWD/authority.pem git clone -q https://site.example/repository.git secure && cat secure/file',
     ],
     expected: /^exit 0: from outside\n$/,
   },

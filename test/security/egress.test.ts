@@ -696,7 +696,7 @@ test('mode `terminate` ends the run at the first denial, with 122 and an alert',
     steps: [{ attempts: REACHES }, { attempts: REACHES }],
   });
   assert.equal(run.outcome.status, 122, run.outcome.stderr);
-  assert.equal(run.report.jobs[0].outcome, 'policy');
+  assert.equal(run.report.jobs[0].outcome, 'violation');
   assert.equal(run.report.jobs[0].error.code, 'POLICY_VIOLATION');
   assert.deepEqual(run.arrivals, []);
   assert.equal(decisionAbout(run.decisions, { name: 'other.example' })?.result.action, 'terminate');
