@@ -261,6 +261,17 @@ export const ERROR_CODES = {
     http: 502,
     when: 'a signing service or command failed, did not answer in time, or gave no usable answer',
   },
+  AUDIT_NOT_FOUND: { kind: 'user', http: 404, when: 'no audit record of that run is kept' },
+  AUDIT_INCOMPLETE: {
+    kind: 'policy',
+    http: 422,
+    when: 'the audit record of a run has a gap or no end, could not be kept, or has no seal',
+  },
+  AUDIT_TAMPERED: {
+    kind: 'policy',
+    http: 422,
+    when: 'an audit record is not as it was when it was written and sealed',
+  },
   INTERNAL: { kind: 'system', http: 500, when: 'something happened that should not; please report it' },
 } as const satisfies Record<string, CodeInfo>;
 
