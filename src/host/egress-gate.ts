@@ -4,7 +4,7 @@
  * answered; what was asked before is answered as before, and counted.
  *
  * The link process has read guest bytes: it may ask anything, in any number. It gets one evaluation per turn of the event
- * loop, so that other runs and the daemon's other work come in between.
+ * loop, so that other runs and the daemon's other work come in between, and answers at a rate that no honest job needs more of.
  */
 import type { Socket } from 'node:net';
 import { printable } from '../core/bounded-tail.ts';
@@ -30,6 +30,11 @@ export const MAX_CONNECTIONS = 1000;
 const MAX_REMEMBERED = 1000;
 /** Refusals that the job's log names; the decision log has all of them. */
 const MAX_NOTICES = 100;
+
+/** What a run may ask at once, and each second from then on: an install of a thousand packages asks five thousand. */
+const QUESTION_BURST = 5000;
+const QUESTIONS_PER_SECOND = 2000;
+const PAUSE_MS = 10;
 
 /** What the gate needs of a policy engine. A decision that could not be made is a denial. */
 export interface EgressPolicy {
@@ -102,6 +107,11 @@ export class EgressGate {
   readonly #connections = new Map<number, Connection>();
   readonly #turns: (() => void)[] = [];
   readonly #noticed = new Set<string>();
+  /** Beyond the rate; no more than may be open. */
+  readonly #delayed: EgressQuestion[] = [];
+  #allowance = QUESTION_BURST;
+  #allowanceAtMs = performance.now();
+  #pause: NodeJS.Timeout | undefined;
   #isTurning = false;
   #lastQuestion = 0;
   #openQuestions = 0;
@@ -138,13 +148,30 @@ export class EgressGate {
     ) {
       throw hostile('speaks of a connection that it does not have');
     }
-    void this.#serve(question);
+    this.#delayed.push(question);
+    if (!this.#pause) this.#serveDelayed();
   }
+
+  readonly #serveDelayed = (): void => {
+    const now = performance.now();
+    const earned = ((now - this.#allowanceAtMs) * QUESTIONS_PER_SECOND) / 1000;
+    this.#allowance = Math.min(QUESTION_BURST, this.#allowance + earned);
+    this.#allowanceAtMs = now;
+    while (this.#allowance >= 1) {
+      const question = this.#delayed.shift();
+      if (!question) break;
+      this.#allowance -= 1;
+      void this.#serve(question);
+    }
+    this.#pause = this.#delayed.length > 0 ? setTimeout(this.#serveDelayed, PAUSE_MS) : undefined;
+  };
 
   /** Nothing is answered or connected any more. Idempotent. */
   close(): void {
     this.#ended.abort(new CtError('CANCELLED', 'the run has ended'));
     this.#turns.length = 0;
+    this.#delayed.length = 0;
+    clearTimeout(this.#pause);
     this.#connections.clear();
   }
 

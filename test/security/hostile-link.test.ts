@@ -8,10 +8,15 @@ import { once } from 'node:events';
 import { chmodSync, readdirSync, writeFileSync } from 'node:fs';
 import { connect, createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
+import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { after, before, describe, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { Dialer } from '../../src/host/dialer.ts';
+import { EgressGate } from '../../src/host/egress-gate.ts';
 import { Link, type LinkOptions } from '../../src/host/link.ts';
 import type { LinkCall } from '../../src/host/link-messages.ts';
+import { indexDestinations } from '../../src/policy/destination.ts';
+import type { EgressRequest } from '../../src/policy/input.ts';
 import { peakMib } from '../support/hostile-host.ts';
 import { type Scratch, scratchDirectory } from '../support/scratch.ts';
 
@@ -265,6 +270,227 @@ test('handles still reach an honest link process, one after another, and are ack
     const [greeting] = await once(given.client, 'data');
     assert.equal(String(greeting), 'hello');
   }
+});
+
+describe('a link process that its guest has taken over has no network but what policy gives', () => {
+  /** One question after another; `ask(question, answer => …)`. Heartbeats are answered. */
+  const ASKING = `
+    let id = 0;
+    const waiting = new Map();
+    const ask = (question, then) => { waiting.set(++id, then); say({ type: 'egress', id, ...question }); };
+    const done = () => say({ type: 'job-done', result: { outcome: 'success', exitCode: 0 } });
+    process.on('message', (m, socket) => {
+      if (m.type === 'heartbeat') say({ type: 'alive' });
+      if (m.type === 'job') start();
+      if (m.type === 'egress-answer') waiting.get(m.id)?.(m.answer, socket);
+    });
+    const dns = (name) => ({ ask: 'dns', name, queryType: 'A' });
+  `;
+  const JOB = {
+    type: 'job',
+    run: 'x',
+    request: { timeoutMs: 20_000 },
+    pending: '',
+    logDirectory: '/out',
+  } as unknown as LinkCall;
+
+  interface Attacked extends AsyncDisposable {
+    readonly link: Link;
+    /** What policy was asked. */
+    readonly asked: EgressRequest[];
+    readonly port: number;
+    /** Connections that reached the server. */
+    readonly reached: () => number;
+  }
+
+  /** Policy allows `good.test`, which is a server that greets; `slow.test` is never decided. */
+  async function attacked(source: (port: number) => string, options: LinkOptions = {}): Promise<Attacked> {
+    let reached = 0;
+    const server = createServer((socket) => {
+      reached += 1;
+      socket.on('error', () => {}).end('hello');
+    }).listen(0, '127.0.0.1');
+    await once(server, 'listening');
+    const { port } = server.address() as { port: number };
+    const link = hostile(ASKING + source(port), options);
+    const asked: EgressRequest[] = [];
+    const meta = { path: 'ct/egress/decision', revision: 'r', evaluation_ns: 1 };
+    const gate = new EgressGate(
+      {
+        run: { job: 'job', trust: 'local' },
+        steps: [],
+        network: { mode: 'enforce', allow: indexDestinations([]) },
+        policy: {
+          decideEgress: ({ request }) => {
+            asked.push(request);
+            const host = request.kind === 'dns' ? request.name : request.kind === 'other' ? '' : request.host;
+            if (host === 'slow.test') return new Promise(() => {});
+            return host === 'good.test'
+              ? { decision: { action: 'allow' }, meta }
+              : { decision: { action: 'deny', denial: { rule: 'test', message: 'no' } }, meta };
+          },
+        },
+        dial: new Dialer().session(new Map([['good.test', '127.0.0.1']])),
+        record: { add: () => 'id', repeat: () => {} },
+        onDenial: () => {},
+      },
+      {
+        answer: (id, answer, socket) => link.answer(id, answer, socket),
+        tell: () => {},
+        terminate: () => {},
+      },
+    );
+    link.onQuestion = (question) => gate.question(question);
+    return {
+      link,
+      asked,
+      port,
+      reached: () => reached,
+      [Symbol.asyncDispose]: async () => {
+        gate.close();
+        server.close();
+        await link.kill();
+      },
+    };
+  }
+
+  const cases: readonly [what: string, source: string, message: RegExp][] = [
+    [
+      'more questions at a time than any guest needs',
+      `for (let i = 0; i < 201; i++) ask(dns('slow.test'));`,
+      /more than 200/,
+    ],
+    ['an id twice', `ask(dns('a.test')); id = 0; ask(dns('a.test'));`, /out of turn/],
+    ['an id from the future', `id = 10; ask(dns('a.test'));`, /out of turn/],
+    ['a name that is none', `ask(dns('a.test\\0.good.test'));`, /malformed/],
+    ['a name in another spelling', `ask(dns('GOOD.test'));`, /malformed/],
+    [
+      'an address for a name',
+      `ask({ ask: 'connect', host: '127.0.0.1', literal: false, port: 80 });`,
+      /malformed/,
+    ],
+    [
+      'a name for an address',
+      `ask({ ask: 'connect', host: 'good.test', literal: true, port: 80 });`,
+      /malformed/,
+    ],
+    [
+      'a port beyond all ports',
+      `ask({ ask: 'connect', host: 'good.test', literal: false, port: 65616 });`,
+      /malformed/,
+    ],
+    ['a long name', `ask(dns('a.'.repeat(130) + 'test'));`, /malformed/],
+    [
+      'a connection that it does not have',
+      `ask({ ask: 'inspect', connection: 1, facts: { protocol: 'ssh' } });`,
+      /does not have/,
+    ],
+    ['the end of one', `ask({ ask: 'closed', connection: 1, sent: 0, received: 0 });`, /does not have/],
+    ['a question that nobody knows', `ask({ ask: 'allow', host: 'evil.test' });`, /malformed/],
+    [
+      'an answer in place of a question',
+      `say({ type: 'egress-answer', id: 1, answer: { allowed: true } });`,
+      /malformed/,
+    ],
+    [
+      'questions after the end of its job',
+      `done(); setTimeout(() => { ask(dns('a.test')); ask(dns('a.test')); id = 0; ask(dns('a.test')); }, 300);`,
+      /out of turn/,
+    ],
+  ];
+  for (const [what, source, message] of cases) {
+    test(`and that sends ${what} is ended`, async () => {
+      await using attack = await attacked(() => `const start = () => { ${source} hold(); };`);
+      const call = attack.link.call(JOB);
+      if (what === 'questions after the end of its job') {
+        await call;
+        await attack.link.exited;
+        await assert.rejects(attack.link.call(JOB), { code: 'LINK_DIED', message });
+        return;
+      }
+      await assert.rejects(call, { code: 'LINK_DIED', message });
+      assert.equal(attack.reached(), 0);
+    });
+  }
+
+  test('questions before there is a job end it', async () => {
+    await using link = hostile(
+      `say({ type: 'egress', id: 1, ask: 'dns', name: 'a.test', queryType: 'A' }); hold();`,
+    );
+    await assert.rejects(link.call(READY), { code: 'LINK_DIED', message: /without a job/ });
+  });
+
+  test('it gets no socket to what is denied, however it asks', async () => {
+    await using attack = await attacked(
+      (port) => `const start = () => {
+        const targets = [['evil.test', false], ['127.0.0.1', true], ['::ffff:127.0.0.1', true], ['good.test.evil.test', false]];
+        let left = targets.length;
+        for (const [host, literal] of targets) {
+          ask({ ask: 'connect', host, literal, port: ${port} }, (answer, socket) => {
+            if (answer.connected || socket) process.exit(9);
+            if (--left === 0) done();
+          });
+        }
+      };`,
+    );
+    const reply = await attack.link.call(JOB);
+    assert.equal(reply.type, 'job-done');
+    assert.equal(attack.reached(), 0);
+    assert.equal(attack.asked.length, 3); // the two spellings of one address are one question
+  });
+
+  test('what is allowed it gets, and may read: the control', async () => {
+    await using attack = await attacked(
+      (
+        port,
+      ) => `const start = () => ask({ ask: 'connect', host: 'good.test', literal: false, port: ${port} }, (answer, socket) => {
+        socket.on('data', (bytes) => {
+          if (String(bytes) === 'hello') ask({ ask: 'closed', connection: answer.connection, sent: 0, received: 5 }, done);
+        });
+      });`,
+    );
+    const reply = await attack.link.call(JOB);
+    assert.equal(reply.type, 'job-done');
+    assert.equal(attack.reached(), 1);
+  });
+
+  test('a flood of questions, each asked when one is answered, holds up nobody and fills nothing', async () => {
+    await using attack = await attacked(
+      () => `const start = () => {
+        const next = () => ask(dns('n' + id + '.test'), next);
+        for (let i = 0; i < 190; i++) next();
+        setTimeout(() => done(), 3000);
+        setTimeout(() => process.exit(0), 3500);
+      };`,
+    );
+    const beforeMib = peakMib(process.pid);
+    const delay = monitorEventLoopDelay({ resolution: 5 });
+    delay.enable();
+    await attack.link.call(JOB);
+    delay.disable();
+    assert.ok(attack.asked.length > 1000, `${attack.asked.length} questions`);
+    // Not the longest: a busy machine may let this process wait.
+    const delayMs = delay.percentile(99) / 1e6;
+    assert.ok(delayMs < 50, `${delayMs} ms`);
+    assert.ok(attack.asked.length < 5000 + 4 * 2000, `${attack.asked.length} questions`);
+    attack.asked.length = 0;
+    assert.ok(peakMib(process.pid) - beforeMib < 3 * DAEMON_MAX_GROWTH_MIB);
+  });
+
+  test('one that never takes its sockets is LINK_STUCK, and the servers lose their connections', async () => {
+    await using attack = await attacked(
+      (port) => `const start = () => {
+        for (let i = 0; i < 100; i++) ask({ ask: 'connect', host: 'good.test', literal: false, port: ${port} });
+        for (;;);
+      };`,
+      { heartbeatIntervalMs: 100 },
+    );
+    await assert.rejects(attack.link.call(JOB), { code: 'LINK_STUCK' });
+    await attack.link.exited;
+    await sleep(100);
+    const sockets = process.getActiveResourcesInfo().filter((name) => name === 'TCPSocketWrap');
+    assert.equal(sockets.length, 0);
+  });
 });
 
 test('a hostile link process leaves the daemon no descriptors', () => {
