@@ -29,6 +29,8 @@ const egress: {
   readonly control: LinkEgressControl;
   /** Until its proxy is started. */
   channel?: Socket | undefined;
+  /** Why there is no network, or no longer. */
+  failure?: string;
 } = { control: new LinkEgressControl(reply) };
 let finished: { client: ClientChannel; result: JobResult } | undefined;
 
@@ -75,6 +77,7 @@ async function handle(command: LinkCommand, socket: Socket | undefined): Promise
       // Nobody waits until the client of the job has read that a shell was opened.
       shells = new Shells((event) => void client.event(event));
       await client.event(command.claimed);
+      tellEgressFailure(client); // of a VM that waited for this job
       const { run, request, image } = command;
       egress.control.open();
       const result = await runJob({
@@ -139,10 +142,14 @@ function startEgress(): void {
   void EgressProxy.open(channel, control, EGRESS_TIMEOUT_MS)
     .then((proxy) => proxy.lost)
     .catch((error: unknown) => {
-      if (!running || finished) return;
-      const message = `the VM has lost its network: ${messageOf(error)}`;
-      void running.event({ type: 'notice', level: 'warning', message });
+      egress.failure = `the VM has no network: ${messageOf(error)}`;
+      if (running && !finished) tellEgressFailure(running);
     });
+}
+
+function tellEgressFailure(client: ClientChannel): void {
+  if (egress.failure === undefined) return;
+  void client.event({ type: 'notice', level: 'warning', message: egress.failure });
 }
 
 /**
