@@ -71,6 +71,30 @@ export function sourceDigest(sources: readonly SourceText[]): string {
   return hash.digest('hex');
 }
 
+/** Where modules come from is for Go's own configuration to say, which it finds through these. */
+const GO_SETTINGS = [
+  'HOME',
+  'GOCACHE',
+  'GOENV',
+  'GOFLAGS',
+  'GOMODCACHE',
+  'GONOPROXY',
+  'GONOSUMDB',
+  'GOPATH',
+  'GOPRIVATE',
+  'GOPROXY',
+  'GOSUMDB',
+  'GOTOOLCHAIN',
+  'HTTPS_PROXY',
+  'NO_PROXY',
+  'SSL_CERT_DIR',
+  'SSL_CERT_FILE',
+  'XDG_CACHE_HOME',
+  'XDG_CONFIG_HOME',
+  'https_proxy',
+  'no_proxy',
+];
+
 /** Path of `opa`; installs it if it is missing and Go is there. Throws REQUIREMENT_MISSING. */
 export async function findOpa(options: ToolOptions): Promise<string> {
   const installed = join(options.ctHome, 'tools', `opa-${OPA_VERSION}`, 'opa');
@@ -93,27 +117,9 @@ export async function findOpa(options: ToolOptions): Promise<string> {
     await runProgram({
       file: go,
       args: ['install', '-trimpath', OPA_MODULE],
-      // Where modules come from is for Go's own configuration to say, which it finds through HOME and these.
       env: {
-        ...passedOn([
-          'HOME',
-          'GOPROXY',
-          'GONOSUMDB',
-          'GONOSUMCHECK',
-          'GOSUMDB',
-          'GOPRIVATE',
-          'GOFLAGS',
-          'GOPATH',
-          'GOMODCACHE',
-          'GOCACHE',
-          'HTTPS_PROXY',
-          'https_proxy',
-          'NO_PROXY',
-          'no_proxy',
-          'SSL_CERT_FILE',
-        ]),
+        ...passedOn(GO_SETTINGS),
         GOBIN: work,
-        GOTOOLCHAIN: 'local',
         CGO_ENABLED: '0',
       },
       maxOutputBytes: MAX_TOOL_OUTPUT_BYTES,
