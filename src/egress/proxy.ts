@@ -76,7 +76,6 @@ export class EgressProxy {
       streamResetBurst: RESET_BURST,
       streamResetRate: RESETS_PER_SECOND,
       settings: {
-        enablePush: false,
         initialWindowSize: STREAM_WINDOW_BYTES,
         maxFrameSize: MAX_FRAME_BYTES,
         maxHeaderListSize: MAX_HEADER_LIST_BYTES,
@@ -131,6 +130,7 @@ export class EgressProxy {
 
   #request(stream: ServerHttp2Stream, headers: IncomingHttpHeaders): void {
     stream.on('error', () => {}); // told by its close
+    if (isOver(stream)) return; // reset in the same breath
     const method = headers[':method'];
     const path = headers[':path'];
     if (method === 'CONNECT') this.#connect(stream, headers);
@@ -145,30 +145,30 @@ export class EgressProxy {
   #collect(stream: ServerHttp2Stream, maxBytes: number, onBody: (body: Buffer) => void): void {
     const chunks: Buffer[] = [];
     let bytes = 0;
-    let isOver = false;
+    let isDone = false;
     const late = setTimeout(() => {
-      isOver = true;
+      isDone = true;
       this.#offend(stream, 408);
     }, BODY_TIMEOUT_MS);
     stream.on('data', (chunk: Buffer) => {
-      if (isOver) return;
+      if (isDone) return;
       bytes += chunk.length;
       chunks.push(chunk);
-      if (bytes <= maxBytes && chunks.length <= maxBytes) return;
-      isOver = true;
+      if (bytes <= maxBytes) return;
+      isDone = true;
       this.#offend(stream, 413);
     });
     stream.on('end', () => {
       clearTimeout(late);
-      if (!isOver && !stream.destroyed) onBody(Buffer.concat(chunks));
-      isOver = true;
+      if (!isDone && !isOver(stream)) onBody(Buffer.concat(chunks));
+      isDone = true;
     });
     stream.on('close', () => clearTimeout(late));
   }
 
   async #dns(stream: ServerHttp2Stream, message: Buffer): Promise<void> {
     const answer = await this.#names.answer(message);
-    if (stream.destroyed || stream.closed) return;
+    if (isOver(stream)) return;
     if (answer === null) this.#offend(stream, 400);
     else {
       stream.respond({ ':status': 200, 'content-type': 'application/dns-message' });

@@ -289,6 +289,22 @@ const FLOODS: readonly [what: string, flood: (guest: FrameGuest, round: number) 
       ]),
   ],
   [
+    'resets of questions and of connections to the resolver',
+    (guest) =>
+      Array.from({ length: 100 }, (_, index) =>
+        index % 2 === 0
+          ? guest.connect('198.18.0.1:53')
+          : guest.request(
+              [
+                [':method', 'POST'],
+                [':scheme', 'http'],
+                [':path', EgressPath.events],
+              ],
+              Flag.endHeaders | Flag.endStream,
+            ),
+      ).flatMap(({ stream, bytes }) => [bytes, frame(Frame.rstStream, 0, stream, Buffer.of(0, 0, 0, 8))]),
+  ],
+  [
     'settings',
     () => Array.from({ length: 200 }, () => frame(Frame.settings, 0, 0, Buffer.of(0, 4, 0, 1, 0, 0))),
   ],
@@ -461,4 +477,27 @@ test('streams that are never read cost a bounded amount of memory, and others go
   flood.close();
   guest.destroy();
   await assertProcessServes();
+});
+
+test('servers that never read cost a bounded amount of memory, and others go on', async () => {
+  const deaf = createServer({ pauseOnConnect: true }, (socket) => {
+    socket.on('error', () => {});
+    sockets.add(socket);
+  });
+  await using link = await hostile();
+  link.control.port = await listen(deaf);
+  const guest = new EgressGuest(link.wire);
+  const rss = process.memoryUsage().rss;
+  const streams = Array.from({ length: 200 }, () => guest.connect('192.0.2.7:443'));
+  const block = Buffer.alloc(64 * 1024, 10);
+  const deadline = performance.now() + 1500;
+  while (performance.now() < deadline) {
+    for (const { http2 } of streams) if (!http2.writableNeedDrain) http2.write(block);
+    await sleep(1);
+  }
+  assert.ok(growthMib(rss) < MAX_GROWTH_MIB, `${growthMib(rss)} MiB more`);
+  link.control.port = serverPort;
+  assert.ok(await isServed(guest), 'negative control');
+  for (const socket of sockets) socket.destroy();
+  deaf.close();
 });
