@@ -6,6 +6,7 @@
  * where they are shown.
  */
 import { CtError } from '../core/errors.ts';
+import { canonicalAddress } from '../policy/address.ts';
 import {
   DeniedWhat,
   FileWhat,
@@ -15,6 +16,10 @@ import {
   SYSCALL_RECORD_BYTES,
   SyscallFlag,
 } from '../protocol/audit.ts';
+
+/** Families of addresses as Linux numbers them. */
+export const FAMILY_IPV4 = 2;
+export const FAMILY_IPV6 = 10;
 
 /** A process: its number and when it was started (nanoseconds of the guest's monotonic clock). Numbers alone come again. */
 export interface ProcessKey {
@@ -88,9 +93,9 @@ export interface ExitEvent extends ByProcess {
 
 export interface ConnectEvent extends ByProcess {
   readonly kind: 'connect';
-  /** AF_…: 2 is IPv4, 10 IPv6. */
+  /** AF_…: {@link FAMILY_IPV4}, {@link FAMILY_IPV6} or another. */
   readonly family: number;
-  /** As the job gave it, which may be a synthetic one; empty with other families. */
+  /** As the job gave it, in canonical form; may be a synthetic one. Empty with other families. */
   readonly address: string;
   readonly port: number;
   /** IPPROTO_…: 6 is TCP, 17 UDP. */
@@ -327,28 +332,19 @@ function decodeConnect(
 ): Pick<ConnectEvent, 'family' | 'address' | 'port' | 'protocol' | 'result'> {
   requireBytes(body, 28);
   const family = body.readUInt16LE(0);
-  const address = body.subarray(8, 24);
   return {
     family,
-    address: family === 2 ? [...address.subarray(0, 4)].join('.') : family === 10 ? ipv6(address) : '',
+    address: addressOf(family, body.subarray(8, 24)),
     port: body.readUInt16LE(2),
     protocol: body.readUInt8(4),
     result: body.readInt32LE(24),
   };
 }
 
-/** Text of an IPv6 address: RFC 5952, without the dotted form of embedded IPv4 addresses. */
-function ipv6(address: Buffer): string {
-  const groups = Array.from({ length: 8 }, (_, index) => address.readUInt16BE(index * 2).toString(16));
-  let longest = { start: 0, length: 1 };
-  for (let start = 0; start < 8; start += 1) {
-    let end = start;
-    while (groups[end] === '0') end += 1;
-    if (end - start > longest.length) longest = { start, length: end - start };
-  }
-  if (longest.length === 1) return groups.join(':');
-  const after = longest.start + longest.length;
-  return `${groups.slice(0, longest.start).join(':')}::${groups.slice(after).join(':')}`;
+function addressOf(family: number, bytes: Buffer): string {
+  if (family === FAMILY_IPV4) return bytes.subarray(0, 4).join('.');
+  if (family !== FAMILY_IPV6) return '';
+  return canonicalAddress(bytes.toString('hex').replace(/....(?!$)/g, '$&:')) ?? '';
 }
 
 const DENIED_NAMES = new Map(Object.entries(DeniedWhat).map(([name, code]) => [code, name as DeniedName]));
