@@ -40,8 +40,8 @@
 #define VERITY_MAPPING "ct-root"
 /* What the volume is prepared for unless ct.volume= names another cipher. */
 #define DEFAULT_VOLUME_CIPHER "64:aes-xts-plain64"
-/* What egress.c may hold at the very worst (its windows), with nghttp2's and the kernel's tables for its connections. */
-#define HELPER_MEMORY_BYTES (128ULL << 20)
+/* What egress.c and the kernel hold for it at the very worst: windows and socket buffers of all its connections. */
+#define HELPER_MEMORY_BYTES (384ULL << 20)
 
 static void must(int result, const char *what)
 {
@@ -494,15 +494,13 @@ static void restrict_self(void)
 	must(setrlimit(RLIMIT_NOFILE, &files), "file limit");
 }
 
-static int start_egress(int port_fd, int cgroup_fd)
+static int start_egress(int port_fd, int cgroup_fd, const struct network_sockets *sockets)
 {
-	struct network_sockets sockets;
-	network_configure(&sockets);
-	steering_start(sockets.listeners);
+	steering_start(sockets->listeners);
 	const struct egress_options options = {
 		.port_fd = port_fd,
-		.listener_fds = { sockets.listeners[0], sockets.listeners[1] },
-		.resolver_fd = sockets.resolver,
+		.listener_fds = { sockets->listeners[0], sockets->listeners[1] },
+		.resolver_fd = sockets->resolver,
 		.attempts_fd = steering_attempts_fd(),
 		.take_attempts = steering_take_attempts,
 		.suppressed = steering_suppressed,
@@ -536,6 +534,8 @@ void boot(struct boot_result *result)
 	int egress_fd = open_port(1);
 
 	volume_prepare();
+	struct network_sockets sockets;
+	network_configure(&sockets);
 	int helper_cgroup_fd;
 	make_cgroups(&result->cgroup_fd, &helper_cgroup_fd);
 	harden_kernel();
@@ -547,8 +547,8 @@ void boot(struct boot_result *result)
 	must(result->script_fd, "cannot open " CT_SCRIPT_DIRECTORY);
 	result->secret_fd = open(CT_SECRET_DIRECTORY, O_PATH | O_DIRECTORY | O_CLOEXEC);
 	must(result->secret_fd, "cannot open " CT_SECRET_DIRECTORY);
-	result->egress_pidfd = start_egress(egress_fd, helper_cgroup_fd);
 	volume_mount_ahead(cipher, &result->user);
 	identity_prepare();
 	restrict_self();
+	result->egress_pidfd = start_egress(egress_fd, helper_cgroup_fd, &sockets);
 }

@@ -30,7 +30,7 @@
 /* What egress.c and the C library's memory allocator do, and nothing else. */
 static const unsigned allowed_calls[] = {
 	SYS_read,	SYS_write,	SYS_close,    SYS_epoll_wait, SYS_epoll_pwait, SYS_epoll_ctl, SYS_epoll_create1,
-	SYS_accept4,	SYS_getsockname, SYS_setsockopt, SYS_shutdown, SYS_recvfrom,   SYS_sendto,    SYS_brk,
+	SYS_accept4,	SYS_getsockname, SYS_setsockopt, SYS_shutdown, SYS_recvfrom,   SYS_sendto, SYS_sendmsg, SYS_brk,
 	SYS_mmap,	SYS_munmap,	SYS_mremap,   SYS_madvise,    SYS_clock_gettime, SYS_exit_group,
 };
 #define ALLOWED_COUNT (sizeof allowed_calls / sizeof allowed_calls[0])

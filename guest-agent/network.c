@@ -9,15 +9,24 @@
 #include <netinet/tcp.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/sysinfo.h>
 #include <unistd.h>
 
 #include "console.h"
+#include "files.h"
 
 /* The kernel's own limit for what waits to be accepted (net.core.somaxconn). */
 #define BACKLOG 4096
+/*
+ * What the kernel may hold for a job or a host that does not read, rather than the megabytes that it would come to by
+ * itself; it doubles both for its own overhead (socket(7)). The helper's cgroup has room for all its connections.
+ */
+#define SEND_BUFFER_BYTES (64 * 1024)
+#define RECEIVE_BUFFER_BYTES (128 * 1024)
 /* Any will do: connections come by steering, whatever port they ask for. */
 #define LISTENER_PORT 1
 #define LISTENER_IPV6 "fd63:7463::1"
@@ -125,12 +134,33 @@ static int open_socket(int family, int type, const char *text, uint16_t port)
 
 static int open_listener(int family, const char *text)
 {
-	const int yes = 1;
+	const int yes = 1, send_bytes = SEND_BUFFER_BYTES, receive_bytes = RECEIVE_BUFFER_BYTES;
 	int fd = open_socket(family, SOCK_STREAM, text, LISTENER_PORT);
-	/* Accepted sockets inherit it. */
-	if (setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes) < 0 || listen(fd, BACKLOG) < 0)
+	/* Accepted sockets inherit these. */
+	if (setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes) < 0 ||
+	    setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &send_bytes, sizeof send_bytes) < 0 ||
+	    setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &receive_bytes, sizeof receive_bytes) < 0 || listen(fd, BACKLOG) < 0)
 		fatal("cannot listen on %s: %s", text, strerror(errno));
 	return fd;
+}
+
+/*
+ * By default all of TCP shares a tenth of the memory, which a hundred connections that nobody reads from fill: then the
+ * others stand still, too. Here everything that a job downloads is in such buffers.
+ */
+static void allow_buffers(void)
+{
+	struct sysinfo memory;
+	char text[64];
+	if (sysinfo(&memory) < 0)
+		fatal("sysinfo: %s", strerror(errno));
+	unsigned long long pages = (unsigned long long)memory.totalram * memory.mem_unit / (unsigned)getpagesize();
+	snprintf(text, sizeof text, "%llu %llu %llu", pages / 4, pages / 3, pages / 2);
+	if (file_write("/proc/sys/net/ipv4/tcp_mem", text, strlen(text)) < 0)
+		fatal("cannot write tcp_mem: %s", strerror(errno));
+	/* egress.c: LARGE_SEND_BUFFER_BYTES. */
+	if (file_write("/proc/sys/net/core/wmem_max", "262144", 6) < 0)
+		fatal("cannot write wmem_max: %s", strerror(errno));
 }
 
 void network_configure(struct network_sockets *sockets)
@@ -144,6 +174,7 @@ void network_configure(struct network_sockets *sockets)
 	fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
 	if (fd < 0)
 		fatal("cannot open rtnetlink: %s", strerror(errno));
+	allow_buffers();
 	add_address(fd, lo, AF_INET, OWN_ADDRESS_IPV4);
 	add_address(fd, lo, AF_INET6, OWN_ADDRESS_IPV6);
 	make_everything_local(fd, lo, AF_INET, OWN_ADDRESS_IPV4);

@@ -119,8 +119,12 @@ void port_write(struct port *port)
 			if (port->phase != PORT_OPEN)
 				return;
 			fill_outbox(port);
-			if (port->outbox_start == port->outbox_end)
+			if (port->outbox_start == port->outbox_end) {
+				/* One side has said good-bye, most likely because of a frame that makes no sense. */
+				if (!nghttp2_session_want_read(port->session) && !nghttp2_session_want_write(port->session))
+					port_finish(port, PORT_PROTOCOL_ERROR);
 				return;
+			}
 		}
 		ssize_t written =
 			write(port->fd, port->outbox + port->outbox_start, port->outbox_end - port->outbox_start);

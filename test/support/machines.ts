@@ -1,5 +1,6 @@
 /** VMs for tests, without a daemon: machines of their own, and sessions that the test itself holds. */
 import { chmodSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import type { Socket } from 'node:net';
 import { join } from 'node:path';
 import { launcherPath } from '../../src/core/install.ts';
 import { awaitReady } from '../../src/guest/handshake.ts';
@@ -32,6 +33,8 @@ export function makeMachines(directory: string, options: Partial<MachinesOptions
 
 export interface TestGuest extends AsyncDisposable {
   readonly session: GuestSession;
+  /** Unread: see Vm. */
+  readonly egress: Socket;
   readonly pid: number;
   readonly exited: Promise<VmExit>;
   readonly manifest: ImageManifest;
@@ -132,6 +135,7 @@ async function openClone(
     const { user, env } = source.manifest;
     return {
       session,
+      egress: vm.egress,
       pid: vm.pid,
       exited: vm.exited,
       manifest: source.manifest,
