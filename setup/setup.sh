@@ -120,7 +120,7 @@ recorded() { [ ! -r "$1" ] || cat "$1"; }
 
 npm_wanted=$(digest package-lock.json)
 # The name of the bundle stands for all of the installation: a host daemon of another one is replaced.
-bundle_wanted=$(digest src launcher guest-agent bpf setup/bundle.sh package-lock.json package.json)
+bundle_wanted=$(digest src launcher guest-agent bpf policies setup/bundle.sh package-lock.json package.json)
 
 missing=
 wanted=$(sed -e 's/#.*//' -e 's/[[:space:]].*//' -e '/^$/d' setup/packages.txt)
