@@ -1,22 +1,35 @@
 /**
- * Asks the host daemon whose socket is the first argument for its state, again and again, and prints the longest time that an
- * answer took, in ms, when its own input ends: what somebody else has to wait because of its event loop. A process of its own,
- * so that the benchmark's event loop is not in the figure.
+ * Asks the host daemon again and again for its state: arguments are its socket and its process id. When its own input ends, it
+ * prints how long answers took, in ms, as JSON: `answers`, all of them; `busy`, the longest without the time that the two
+ * processes have waited for a processor, which is what the daemon's event loop took for something else. A process of its own, so
+ * that the event loop of the benchmark is not in the figures.
  */
+import { readFileSync } from 'node:fs';
 import { Agent, request } from 'node:http';
 
 const PAUSE_MS = 5;
-const socketPath = process.argv[2] ?? '';
+const [socketPath = '', daemonPid = ''] = process.argv.slice(2);
 const agent = new Agent({ keepAlive: true, maxSockets: 1 });
-let longestMs = 0;
+const answers: number[] = [];
+let busy = 0;
 let warmUp = 20; // the first ones compile what they run
 
+/** Milliseconds that a main thread was ready to run and did not (Documentation/scheduler/sched-stats.rst). */
+function waited(pid: string): number {
+  return Number(readFileSync(`/proc/${pid}/schedstat`, 'latin1').split(' ')[1]) / 1e6;
+}
+
 function ask(): void {
+  const waitedBefore = waited(daemonPid) + waited('self');
   const startedAt = performance.now();
   const asking = request({ socketPath, agent, path: '/v1/info' }, (response) => {
     response.resume();
     response.on('end', () => {
-      if (warmUp-- <= 0) longestMs = Math.max(longestMs, performance.now() - startedAt);
+      const took = performance.now() - startedAt;
+      if (warmUp-- <= 0) {
+        answers.push(took);
+        busy = Math.max(busy, took - (waited(daemonPid) + waited('self') - waitedBefore));
+      }
       setTimeout(ask, PAUSE_MS);
     });
   });
@@ -27,5 +40,5 @@ function ask(): void {
 ask();
 process.stdin.resume();
 process.stdin.on('end', () => {
-  process.stdout.write(`${longestMs}\n`, () => process.exit(0));
+  process.stdout.write(JSON.stringify({ answers, busy }), () => process.exit(0));
 });

@@ -2,6 +2,7 @@
  * The guest's side of `ct bench egress`: a TCP client as fast as they come, against the server of src/host/bench-egress-server.ts.
  *
  *     client ADDRESS PORT download BYTES | upload BYTES | latency COUNT | rate MILLISECONDS | many COUNT | idle COUNT
+ *     client ADDRESS PORT yardstick NUMBER    waits while the server measures something else
  *
  * Prints lines `NAME VALUE` with times in microseconds.
  */
@@ -173,6 +174,10 @@ int main(int argc, char **argv)
 		printf("connections %d\nconnecting %lld\n", count, (long long)(now_us() - began));
 	} else if (!strcmp(mode, "many")) {
 		many((int)number);
+	} else if (!strcmp(mode, "yardstick")) {
+		int fd = dial();
+		order(fd, 'R', (uint64_t)number);
+		receive(fd, 1);
 	} else if (!strcmp(mode, "idle")) {
 		idle((int)number);
 	} else {

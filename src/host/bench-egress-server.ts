@@ -3,7 +3,7 @@ import { once } from 'node:events';
 import { type AddressInfo, createServer, type Socket } from 'node:net';
 import { drained } from '../core/drained.ts';
 
-/** A letter, 14 digits, a line feed; then `D`: so many bytes to the client, `U`: from it, `S`: take a sample. */
+/** A letter, 14 digits, a line feed; then `D`: so many bytes to the client, `U`: from it, `S`: take a sample, `R`: measure the yardstick. */
 const ORDER_BYTES = 16;
 const CHUNK = Buffer.alloc(256 * 1024, 'x');
 
@@ -11,16 +11,20 @@ export interface BenchServer extends Disposable {
   readonly port: number;
 }
 
-/** `onSample` is told how many idle connections stand; the client waits until it has settled. */
-export async function startBenchServer(
-  onSample: (connections: number) => Promise<void>,
-): Promise<BenchServer> {
+/** What the client waits for. */
+export interface BenchOrders {
+  /** Told how many idle connections stand. */
+  readonly onSample: (connections: number) => Promise<void>;
+  readonly onYardstick: () => Promise<void>;
+}
+
+export async function startBenchServer(orders: BenchOrders): Promise<BenchServer> {
   const sockets = new Set<Socket>();
   const server = createServer({ noDelay: true }, (socket) => {
     sockets.add(socket);
     socket.on('close', () => sockets.delete(socket));
     socket.on('error', () => socket.destroy());
-    void serve(socket, onSample).catch(() => socket.destroy());
+    void serve(socket, orders).catch(() => socket.destroy());
   });
   server.listen({ port: 0, host: '127.0.0.1', backlog: 4096 });
   await once(server, 'listening');
@@ -33,7 +37,7 @@ export async function startBenchServer(
   };
 }
 
-async function serve(socket: Socket, onSample: (connections: number) => Promise<void>): Promise<void> {
+async function serve(socket: Socket, orders: BenchOrders): Promise<void> {
   let order = Buffer.alloc(0);
   let expected = 0;
   for await (const chunk of socket as AsyncIterable<Buffer>) {
@@ -56,7 +60,7 @@ async function serve(socket: Socket, onSample: (connections: number) => Promise<
       if (what === 'U') expected = number;
       else if (what === 'D') await send(socket, number);
       else {
-        await onSample(number);
+        await (what === 'R' ? orders.onYardstick() : orders.onSample(number));
         socket.write('.');
       }
     }

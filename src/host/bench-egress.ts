@@ -12,7 +12,7 @@ import { installRoot } from '../core/install.ts';
 import { runProgram } from '../core/run-program.ts';
 import { packTree } from '../job/tree-pack.ts';
 import type { Accelerator, JobRequest } from '../protocol/run.ts';
-import { openRawPort } from './bench-egress-raw.ts';
+import { openRawPort, type RawPort } from './bench-egress-raw.ts';
 import { startBenchServer } from './bench-egress-server.ts';
 import { type BenchHome, openBenchHome } from './bench-home.ts';
 import { measurePolicy, type PolicyFigures } from './bench-policy.ts';
@@ -49,8 +49,10 @@ export interface EgressFigures {
   /** One after another: connect, ask, first byte, close. */
   readonly connectionsPerSecond: number;
   readonly firstByteMs: Distribution;
-  /** Longest that an answer of the daemon took meanwhile, asked by a process of its own. */
-  readonly daemonAnswerMs: number;
+  /** Answers of the daemon meanwhile, asked by a process of its own. */
+  readonly daemonAnswerMs: Distribution;
+  /** The longest of them, without what the scheduler made it wait. */
+  readonly daemonBusyMs: number;
   /** KiB that daemon and link process take for an idle connection (Private_Dirty). */
   readonly idleConnectionKib: { readonly daemon: number; readonly link: number };
   readonly policy: PolicyFigures;
@@ -91,24 +93,9 @@ export async function benchEgress(options: BenchEgressOptions): Promise<EgressFi
   const home = join(directory, 'home');
   mkdirSync(home, { mode: 0o700 });
   const bench = cleanup.use(await openBenchHome({ directory: home, imagesOf: ctHome, name: NAME, signal }));
-  const job = await measureJob(bench, { ...options, tree });
-
-  onProgress('plain bytes over a port');
-  await using raw = await openRawPort({
-    ctHome,
-    directory,
-    shape: { image: options.image, cpus: SHAPE.cpus, memoryMib: SHAPE.memoryMib, volumeMib: SHAPE.diskMib },
-    accelerator: job.accelerator,
-    program: join(directory, 'raw-port'),
-  });
-  const rawMs = { download: [] as number[], upload: [] as number[] };
-  for (let run = 0; run < runs; run++) {
-    for (const direction of ['download', 'upload'] as const) {
-      signal.throwIfAborted();
-      rawMs[direction].push(await raw.move(direction, TRANSFER_BYTES));
-    }
-  }
-  const rawMbPerSecond = { download: rates(rawMs.download), upload: rates(rawMs.upload) };
+  await using yardstick = new Yardstick(options, directory);
+  const job = await measureJob(bench, { ...options, tree, yardstick });
+  const rawMbPerSecond = { download: rates(yardstick.ms.download), upload: rates(yardstick.ms.upload) };
   const { mbPerSecond } = job.figures;
   return {
     runs,
@@ -142,28 +129,76 @@ async function compile(source: string, target: string, signal: AbortSignal): Pro
   });
 }
 
+/** A VM that moves plain bytes, started when it is first needed. It takes turns with the job, whose VM idles meanwhile. */
+class Yardstick implements AsyncDisposable {
+  readonly ms = { download: [] as number[], upload: [] as number[] };
+  readonly #options: BenchEgressOptions;
+  readonly #directory: string;
+  #port: RawPort | undefined;
+
+  constructor(options: BenchEgressOptions, directory: string) {
+    this.#options = options;
+    this.#directory = directory;
+  }
+
+  async measure(accelerator: Accelerator): Promise<void> {
+    const { ctHome, image } = this.#options;
+    const { cpus, memoryMib, diskMib } = SHAPE;
+    this.#port ??= await openRawPort({
+      ctHome,
+      directory: this.#directory,
+      shape: { image, cpus, memoryMib, volumeMib: diskMib },
+      accelerator,
+      program: join(this.#directory, 'raw-port'),
+    });
+    for (const direction of ['download', 'upload'] as const) {
+      this.#options.signal.throwIfAborted();
+      this.ms[direction].push(await this.#port.move(direction, TRANSFER_BYTES));
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#port?.[Symbol.asyncDispose]();
+  }
+}
+
 interface JobMeasured {
   readonly accelerator: Accelerator;
   readonly vmm: string;
   readonly figures: Pick<
     EgressFigures,
-    'mbPerSecond' | 'atOnce' | 'connectionsPerSecond' | 'firstByteMs' | 'daemonAnswerMs' | 'idleConnectionKib'
+    | 'mbPerSecond'
+    | 'atOnce'
+    | 'connectionsPerSecond'
+    | 'firstByteMs'
+    | 'daemonAnswerMs'
+    | 'daemonBusyMs'
+    | 'idleConnectionKib'
   >;
 }
 
 async function measureJob(
   { host, socketPath }: BenchHome,
-  options: BenchEgressOptions & { readonly tree: string },
+  options: BenchEgressOptions & { readonly tree: string; readonly yardstick: Yardstick },
 ): Promise<JobMeasured> {
-  const { runs, image, signal, tree, onProgress } = options;
+  const { runs, image, signal, tree, yardstick, onProgress } = options;
   const idle: { connections: number; daemon: number; link: number }[] = [];
-  using server = await startBenchServer(async (connections) => {
-    const daemonPid = (await host.info()).pid;
-    idle.push({
-      connections,
-      daemon: privateKib(daemonPid),
-      link: privateKib(linkPid(daemonPid)),
-    });
+  const daemonPid = (await host.info()).pid;
+  let facts: { accelerator: Accelerator; vmm: string } | undefined;
+  let stopAsking: (() => Promise<Answers>) | undefined;
+  using server = await startBenchServer({
+    onSample: async (connections) => {
+      // What it takes to make a template and to start a job is no matter of the network.
+      stopAsking ??= watchAnswers(socketPath, daemonPid);
+      idle.push({
+        connections,
+        daemon: privateKib(daemonPid),
+        link: privateKib(linkPid(daemonPid)),
+      });
+    },
+    onYardstick: async () => {
+      if (facts) await yardstick.measure(facts.accelerator);
+    },
   });
   writeFileSync(join(tree, 'run.sh'), script(server.port, runs));
   const { cpus, memoryMib, diskMib } = SHAPE;
@@ -180,9 +215,7 @@ async function measureJob(
     network: { allow: [`tcp://${NAME}:${server.port}`] },
   };
   const output = { stdout: '', stderr: '' };
-  let facts: { accelerator: Accelerator; vmm: string } | undefined;
-  const answers = watchAnswers(socketPath);
-  let daemonAnswerMs: number;
+  let daemon: Answers = { answers: [], busy: Number.NaN };
   let failure: string | undefined;
   try {
     const result = await host.runJob(request, {
@@ -201,7 +234,7 @@ async function measureJob(
     signal.throwIfAborted();
     if (result.outcome !== 'success') failure = result.error?.message ?? output.stderr.trim();
   } finally {
-    daemonAnswerMs = await answers();
+    if (stopAsking) daemon = await stopAsking();
   }
   if (failure !== undefined || !facts) {
     throw new CtError('JOB_FAILED', `the measurement failed in the VM: ${failure}`);
@@ -226,7 +259,8 @@ async function measureJob(
       },
       connectionsPerSecond: Math.round(connections / (connecting / 1e6)),
       firstByteMs: distribution(of('latency').map((us) => us / 1000)),
-      daemonAnswerMs: Math.round(daemonAnswerMs * 10) / 10,
+      daemonAnswerMs: distribution(daemon.answers),
+      daemonBusyMs: Math.round(daemon.busy * 10) / 10,
       idleConnectionKib: {
         daemon: Math.round(((after.daemon - before.daemon) / after.connections) * 10) / 10,
         link: Math.round(((after.link - before.link) / after.connections) * 10) / 10,
@@ -240,8 +274,11 @@ function script(port: number, runs: number): string {
 set -- $(getent ahostsv4 ${NAME})
 client() { ./client "$address" ${port} "$@"; }
 address=$1
+echo "phase idle connections"
+client idle ${CONNECTIONS}
 for run in $(seq ${runs}); do
 	echo "phase transfers, $run of ${runs}"
+	client yardstick 0
 	client download ${TRANSFER_BYTES}
 	client upload ${TRANSFER_BYTES}
 done
@@ -252,8 +289,6 @@ done
 echo "phase one connection after another"
 client latency ${LATENCY_SAMPLES}
 client rate ${RATE_MS}
-echo "phase idle connections"
-client idle ${CONNECTIONS}
 `;
 }
 
@@ -268,11 +303,16 @@ export function parseOutput(text: string): ReadonlyMap<string, readonly number[]
   return values;
 }
 
-/** Starts asking the daemon; the result ends that and says how long the longest answer took. */
-function watchAnswers(socketPath: string): () => Promise<number> {
+interface Answers {
+  readonly answers: readonly number[];
+  readonly busy: number;
+}
+
+/** Starts asking the daemon; the result ends that and says what came of it. */
+function watchAnswers(socketPath: string, daemonPid: number): () => Promise<Answers> {
   const child = spawn(
     process.execPath,
-    ['--disable-warning=ExperimentalWarning', join(SOURCES, 'answers.ts'), socketPath],
+    ['--disable-warning=ExperimentalWarning', join(SOURCES, 'answers.ts'), socketPath, `${daemonPid}`],
     { stdio: ['pipe', 'pipe', 'inherit'], env: {} },
   );
   const closed = once(child, 'close');
@@ -284,7 +324,7 @@ function watchAnswers(socketPath: string): () => Promise<number> {
   return async () => {
     child.stdin.end();
     await closed;
-    return text === '' ? Number.NaN : Number(text);
+    return text === '' ? { answers: [], busy: Number.NaN } : JSON.parse(text);
   };
 }
 
