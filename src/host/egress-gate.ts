@@ -444,7 +444,7 @@ function unrecorded(error: unknown): Denial {
 }
 
 function violation({ rule, message, hint }: Denial): CtError {
-  return new CtError('POLICY_VIOLATION', `${printable(message)} (rule ${rule}); the job was ended`, {
+  return new CtError('POLICY_VIOLATION', `${printable(message)}: the job was ended by the rule ${rule}`, {
     hint: hint === undefined ? undefined : printable(hint),
   });
 }

@@ -44,6 +44,9 @@ export class LinkEgressControl implements EgressControl {
   #lastId = 0;
   #isOpen = false;
   #waitingAttempts = 0;
+  #stepHasNetwork = true;
+  /** Of connections that are not over. */
+  readonly #sockets = new Map<number, Socket>();
 
   /** Until it is opened, every answer is no, and nothing is asked. */
   constructor(send: (question: EgressQuestion) => void) {
@@ -62,6 +65,16 @@ export class LinkEgressControl implements EgressControl {
     this.#asked.clear();
     for (const lane of [this.#dials, this.#others]) lane.waiting.length = 0;
     for (const { resolve, ask } of unanswered) resolve(refusal(ask, NO_JOB));
+  }
+
+  /**
+   * A step begins. Without a network it has no connections either that an earlier step has left to a process in the
+   * background. That nothing new is connected, policy says.
+   */
+  beginStep(hasNetwork: boolean): void {
+    this.#stepHasNetwork = hasNetwork;
+    if (hasNetwork) return;
+    for (const socket of this.#sockets.values()) socket.destroy();
   }
 
   /** What the daemon said. */
@@ -84,7 +97,9 @@ export class LinkEgressControl implements EgressControl {
   async connect({ host, literal, port }: GuestDestination): ReturnType<EgressControl['connect']> {
     const { answer, socket } = await this.#ask({ ask: 'connect', host, literal, port });
     if ('connected' in answer && answer.connected) {
-      if (socket) {
+      if (socket && !this.#stepHasNetwork) socket.destroy();
+      else if (socket) {
+        this.#sockets.set(answer.connection, socket);
         // Node makes it anew on this side of the handover, with its defaults.
         socket.allowHalfOpen = true;
         return { connected: true, connection: answer.connection, socket };
@@ -114,6 +129,7 @@ export class LinkEgressControl implements EgressControl {
   }
 
   closed(connection: number, bytesSent: number, bytesReceived: number): void {
+    this.#sockets.delete(connection);
     void this.#ask({ ask: 'closed', connection, sent: bytesSent, received: bytesReceived });
   }
 

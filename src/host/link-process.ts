@@ -88,6 +88,7 @@ async function handle(command: LinkCommand, socket: Socket | undefined): Promise
         client,
         shells,
         settings: command.settings,
+        onStep: ({ network }) => egress.control.beginStep(network !== 'none'),
         onRunning: startEgress,
       });
       shells.end(

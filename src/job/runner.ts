@@ -34,6 +34,8 @@ export interface RunnerOptions {
   readonly shells?: Shells;
   /** What clients in the guest are told of those of the host. */
   readonly settings?: GuestNetworkSettings | undefined;
+  /** Called when a step begins, before anything of it runs. */
+  readonly onStep?: (step: StepRequest) => void;
   /** Called when the first step runs: what would hold it up may begin. */
   readonly onRunning?: () => void;
 }
@@ -209,6 +211,7 @@ class JobRun {
     const { client } = this.#options;
     const startedAt = performance.now();
     await client.event({ type: 'step-start', step: index, name: step.name });
+    this.#options.onStep?.(step);
     const tail = new BoundedTail(HINT_TAIL_BYTES);
     client.onOutput = (bytes) => tail.push(bytes);
     const timeout = new AbortController();

@@ -292,7 +292,7 @@ test('a decision that ends the run does so in its own turn, and nothing is answe
   }
   assert.equal(world.terminated.code, 'POLICY_VIOLATION');
   assert.equal(world.terminated.exitStatus, 122);
-  assert.match(world.terminated.message, /^banned \(rule test.banned\)/);
+  assert.match(world.terminated.message, /^banned: the job was ended by the rule test\.banned$/);
   assert.equal(world.told.at(-1)?.type === 'network' && world.told.at(-1)?.type, 'network');
   await sleep(100);
   assert.equal(answered, 0);

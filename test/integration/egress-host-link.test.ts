@@ -78,6 +78,27 @@ test('a flood is refused here beyond what may wait', async () => {
   assert.ok(refused.every((verdict) => !verdict.allowed));
 });
 
+test('a step without network cuts connections of earlier ones, and takes none that come late', async () => {
+  const { control, sent } = opened();
+  const [early, late, after] = [new Socket(), new Socket(), new Socket()];
+  const first = control.connect(destination);
+  const second = control.connect(destination);
+  control.answered(1, { connected: true, connection: 1 }, early);
+  assert.equal((await first).connected, true);
+  control.beginStep(false);
+  assert.equal(early.destroyed, true);
+  control.answered(2, { connected: true, connection: 2 }, late);
+  assert.equal((await second).connected, false);
+  assert.equal(late.destroyed, true);
+  assert.ok(sent.some((question) => question.ask === 'closed' && question.connection === 2));
+  control.beginStep(true);
+  const third = control.connect(destination);
+  control.answered(4, { connected: true, connection: 3 }, after);
+  assert.equal((await third).connected, true);
+  assert.equal(after.destroyed, false);
+  after.destroy();
+});
+
 test('without a job nothing is asked, and what waits when it ends gets a no', async () => {
   const sent: EgressQuestion[] = [];
   const control = new LinkEgressControl((question) => sent.push(question));
