@@ -1,7 +1,7 @@
 /** The policy of this host, as the daemon uses it: loaded when its files change, and kept for as long as a run needs it. */
 import { lstatSync, readdirSync, statSync } from 'node:fs';
 import { join } from 'node:path';
-import { CtError } from '../core/errors.ts';
+import { CtError, messageOf } from '../core/errors.ts';
 import type { PresetResolver } from '../egress/presets/index.ts';
 import type { PresetName } from '../egress/presets/names.ts';
 import type { Destination } from '../policy/destination.ts';
@@ -105,12 +105,12 @@ export class PolicyKeeper implements HostPolicy {
   async #fingerprint(): Promise<string> {
     const { policyDirectory } = await import('./policy-source.ts');
     const directory = policyDirectory(this.#options);
-    const presets = await this.#options.presets.resolve(this.#alwaysPresets);
-    return JSON.stringify([
-      directory ?? null,
-      directory === undefined ? [] : filesOf(directory),
-      presets.map(({ destinations }) => destinations),
-    ]);
+    // What cannot be resolved any more may not be asked for any more, either: loading tells.
+    const presets = await this.#options.presets.resolve(this.#alwaysPresets).then(
+      (resolved) => resolved.map(({ destinations }) => destinations),
+      (error) => messageOf(error),
+    );
+    return JSON.stringify([directory ?? null, directory === undefined ? [] : filesOf(directory), presets]);
   }
 }
 

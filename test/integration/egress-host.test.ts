@@ -248,6 +248,33 @@ test('a hundred connections at once and a thousand one after another leave nothi
   assert.equal((await result).outcome, 'success');
 });
 
+test('a connection that a step leaves open does not outlive the beginning of one without network', async () => {
+  await using host = await playedHost(policy());
+  const step = {
+    name: 'step',
+    argv: ['true'],
+    env: {},
+    workingDirectory: '.',
+    condition: 'success',
+  } as const;
+  const { guest, result } = await host.start({
+    network: network(),
+    steps: [step, { ...step, network: 'none' }],
+  });
+  const first = await guest.control.startProcess();
+  const address = await guest.resolve('good.test');
+  const { stream } = await guest.connect(`${address}:${port}`);
+  stream.write('x');
+  await once(stream, 'data');
+  const closed = new Promise((resolve) => stream.once('close', resolve));
+  void guest.control.endProcess(first);
+  const second = await guest.control.startProcess();
+  await closed;
+  assert.equal((await guest.connect(`${address}:${port}`)).status, 403);
+  void guest.control.endProcess(second);
+  assert.equal((await result).outcome, 'success');
+});
+
 test('a run that ends takes its connections with it', async () => {
   await using host = await playedHost(policy());
   const { guest, result } = await host.start({ network: network() });
