@@ -122,6 +122,7 @@ export class EgressGuest {
   constructor(wire: Socket) {
     this.http2 = connectHttp2('http://host', {
       createConnection: () => wire,
+      maxSessionMemory: 500, // of the test, not of what it tests
       settings: { initialWindowSize: 1024 * 1024, maxFrameSize: 65_536 },
     });
     this.http2.on('error', () => {});
