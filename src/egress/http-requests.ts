@@ -39,18 +39,9 @@ export class HttpRequests {
   #bodyLeft = 0;
   #requests = 0;
 
-  /** Between two requests: nothing of a next one has come. */
-  get isIdle(): boolean {
-    return this.#state === 'head' && this.#held.length === 0;
-  }
-
   /** In the middle of a head or of another part that is held. */
   get isHolding(): boolean {
     return this.#held.length > 0;
-  }
-
-  get requests(): number {
-    return this.#requests;
   }
 
   push(chunk: Buffer): void {
