@@ -21,10 +21,13 @@ import type { LinkCommand, LinkReply } from './link-messages.ts';
 /** For the guest's answer to the first bytes; one that is emulated on a busy host takes seconds. */
 const EGRESS_TIMEOUT_MS = 60_000;
 
+const VM_END_MS = 200;
+
 let session: GuestSession | undefined;
 /** The client of the job that is under way. */
 let running: ClientChannel | undefined;
 let shells: Shells | undefined;
+let isEnding = false;
 const egress: {
   readonly control: LinkEgressControl;
   /** Until its proxy is started. */
@@ -114,6 +117,7 @@ async function handle(command: LinkCommand, socket: Socket | undefined): Promise
       await required(shells).serve(required(socket), Buffer.from(command.pending, 'base64'), command.uid);
       return;
     case 'cancel':
+      isEnding = true;
       running?.cancel(new CtError(command.error.code, command.error.message, { hint: command.error.hint }));
       return;
     case 'heartbeat':
@@ -144,7 +148,10 @@ function startEgress(): void {
     .then((proxy) => proxy.lost)
     .catch((error: unknown) => {
       egress.failure = `the VM has no network: ${messageOf(error)}`;
-      if (running && !finished) tellEgressFailure(running);
+      // The network ends with its VM, too, and then that is what is to be told: it is known a moment later.
+      setTimeout(() => {
+        if (running && !finished && !isEnding) tellEgressFailure(running);
+      }, VM_END_MS);
     });
 }
 
