@@ -1,15 +1,15 @@
 /**
- * Asks the host daemon again and again for its state: arguments are its socket and its process id. When its own input ends, it
- * prints how long answers took, in ms, as JSON: `answers`, all of them; `busy`, the longest without the time that the two
- * processes have waited for a processor, which is what the daemon's event loop took for something else. A process of its own, so
- * that the event loop of the benchmark is not in the figures.
+ * Says something to the host daemon that is no request, again and again: the daemon refuses it in the turn of its event loop in
+ * which it reads it. Arguments are its socket and its process id. When its own input ends, it prints how long answers took, in
+ * ms, as JSON: `answers`, all of them; `busy`, the longest without the time that the two processes have waited for a processor,
+ * which is what the daemon's event loop took for something else. A process of its own, so that the event loop of the benchmark is
+ * not in the figures.
  */
 import { readFileSync } from 'node:fs';
-import { Agent, request } from 'node:http';
+import { connect } from 'node:net';
 
 const PAUSE_MS = 5;
 const [socketPath = '', daemonPid = ''] = process.argv.slice(2);
-const agent = new Agent({ keepAlive: true, maxSockets: 1 });
 const answers: number[] = [];
 let busy = 0;
 let warmUp = 20; // the first ones compile what they run
@@ -22,19 +22,17 @@ function waited(pid: string): number {
 function ask(): void {
   const waitedBefore = waited(daemonPid) + waited('self');
   const startedAt = performance.now();
-  const asking = request({ socketPath, agent, path: '/v1/info' }, (response) => {
-    response.resume();
-    response.on('end', () => {
-      const took = performance.now() - startedAt;
-      if (warmUp-- <= 0) {
-        answers.push(took);
-        busy = Math.max(busy, took - (waited(daemonPid) + waited('self') - waitedBefore));
-      }
-      setTimeout(ask, PAUSE_MS);
-    });
+  const socket = connect(socketPath, () => socket.write('no request\r\n\r\n'));
+  socket.once('data', () => {
+    const took = performance.now() - startedAt;
+    if (warmUp-- <= 0) {
+      answers.push(took);
+      busy = Math.max(busy, took - (waited(daemonPid) + waited('self') - waitedBefore));
+    }
+    socket.destroy();
+    setTimeout(ask, PAUSE_MS);
   });
-  asking.on('error', () => process.exit(1));
-  asking.end();
+  socket.on('error', () => process.exit(1));
 }
 
 ask();

@@ -10,6 +10,7 @@ const IMAGE_DIRECTORIES = ['blobs', 'images', 'parts', 'checked'];
 /** The verdict about KVM, which takes a boot to find. */
 const VERDICT = 'accelerator.json';
 const STOP_POLL_MS = 50;
+const LEAVE_TIMEOUT_MS = 10_000;
 
 export interface BenchHome extends AsyncDisposable {
   readonly host: HostClient;
@@ -36,7 +37,13 @@ export async function openBenchHome(options: {
   const sockets = await socketDirectory(directory);
   const stop = async (): Promise<void> => {
     const running = await findHost(directory);
-    while (running && !(await running.shutdown())) await sleep(STOP_POLL_MS);
+    if (running) {
+      const { pid } = await running.info();
+      while (!(await running.shutdown())) await sleep(STOP_POLL_MS);
+      // It still writes and removes files: whoever removes the home must not meet it there.
+      const deadline = performance.now() + LEAVE_TIMEOUT_MS;
+      while (existsSync(`/proc/${pid}`) && performance.now() < deadline) await sleep(STOP_POLL_MS);
+    }
     rmSync(sockets, { recursive: true, force: true });
   };
   try {

@@ -13,12 +13,12 @@ export function renderEgress(figures: EgressFigures): string {
     ['', 'p50', 'worst', 'budget'],
     ['plain bytes over a port, to the guest, MB/s', `${raw.download.p50}`, `${raw.download.min}`, ''],
     ['download through the proxy, MB/s', `${proxied.download.p50}`, `${proxied.download.min}`, ''],
-    ['  of plain bytes', `${ratio.download}`, '', `≥ ${BUDGETS.ratio}`],
+    ['download, share of plain bytes', `${ratio.download}`, '', `≥ ${BUDGETS.ratio}`],
     ['plain bytes over a port, from the guest, MB/s', `${raw.upload.p50}`, `${raw.upload.min}`, ''],
     ['upload through the proxy, MB/s', `${proxied.upload.p50}`, `${proxied.upload.min}`, ''],
-    ['  of plain bytes', `${ratio.upload}`, '', ''],
+    ['upload, share of plain bytes', `${ratio.upload}`, '', ''],
     [`${atOnce.connections} connections at once, ms`, `${atOnce.ms.p50}`, `${atOnce.ms.max}`, ''],
-    ['  of them lost', `${atOnce.lost}`, '', '0'],
+    ['connections lost', `${atOnce.lost}`, '', '0'],
     ['connect → first byte, ms', `${figures.firstByteMs.p50}`, `${figures.firstByteMs.max}`, ''],
     ['connections per second, one by one', `${figures.connectionsPerSecond}`, '', ''],
     [
@@ -27,7 +27,7 @@ export function renderEgress(figures: EgressFigures): string {
       `${figures.daemonAnswerMs.max}`,
       '',
     ],
-    ['  without waiting for a processor', '', `${figures.daemonBusyMs}`, `≤ ${BUDGETS.answerMs}`],
+    ['longest, without waiting for a processor, ms', '', `${figures.daemonBusyMs}`, `≤ ${BUDGETS.answerMs}`],
     ['memory of an idle connection, KiB', `${idleKib}`, '', `≤ ${BUDGETS.idleKib}`],
   ];
   const decisions = [
@@ -38,7 +38,7 @@ export function renderEgress(figures: EgressFigures): string {
       `${policy.firstUs.p99}`,
       `≤ ${BUDGETS.decisionUs}`,
     ],
-    ['  the same again, µs', `${policy.againUs.p50}`, `${policy.againUs.p99}`, ''],
+    ['the same again, µs', `${policy.againUs.p50}`, `${policy.againUs.p99}`, ''],
   ];
   return [
     `${figures.vmm}, ${acceleratorName(figures.accelerator)}, ${shape.cpus} cpu, ${shape.memoryMib} MiB, ${figures.transferBytes / 1e6} MB, ${countRuns(figures.runs)}\n\n`,
