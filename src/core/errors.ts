@@ -272,6 +272,26 @@ export const ERROR_CODES = {
     http: 422,
     when: 'an audit record is not as it was when it was written and sealed',
   },
+  VULN_DB_MISSING: {
+    kind: 'user',
+    http: 404,
+    when: 'there is no vulnerability database here, or none for what an image holds',
+  },
+  VULN_DB_STALE: {
+    kind: 'policy',
+    http: 403,
+    when: 'the vulnerability database is older than policy allows, so nothing can be called clean by it',
+  },
+  VULN_DB_INVALID: {
+    kind: 'untrusted-input',
+    http: 422,
+    when: 'a feed of vulnerabilities is malformed, too large or empty; the database is as it was',
+  },
+  IMAGE_VULNERABLE: {
+    kind: 'policy',
+    http: 403,
+    when: 'an image has known vulnerabilities of the severity that was asked about, or a higher one',
+  },
   INTERNAL: { kind: 'system', http: 500, when: 'something happened that should not; please report it' },
 } as const satisfies Record<string, CodeInfo>;
 
