@@ -578,8 +578,10 @@ static int on_stream_close(nghttp2_session *unused, int32_t id, uint32_t error, 
 		return 0;
 	nghttp2_session_set_stream_user_data(session, id, NULL);
 	exchange->id = 0;
-	if (exchange->kind == KIND_QUERY)
+	if (exchange->kind == KIND_QUERY) {
 		end_query((struct query *)exchange);
+		return 0;
+	}
 	if (exchange->kind != KIND_CONNECTION)
 		return 0;
 	struct connection *connection = (struct connection *)exchange;
