@@ -33,7 +33,7 @@
  *     16  u64  nanoseconds of the monotonic clock
  *     24  u64  when the process was started: with its number it names it
  *     32  u32  uid, 36  u32  gid
- *     40  fork     u32 child, u32 process that the child is a thread of (0: it is a process), u64 when it was started
+ *     40  fork     u32 child, u32 0, u64 when it was started; of processes, not of threads
  *         exec     u16 bytes of binary, u16 of args, u16 of cwd, u16 0, u32 device, u32 0, u64 inode, 32 sha256 (zeros: not
  *                  computed), binary, args, cwd
  *         exit     u32 status as wait(2) gives it
