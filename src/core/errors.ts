@@ -292,6 +292,26 @@ export const ERROR_CODES = {
     http: 403,
     when: 'an image has known vulnerabilities of the severity that was asked about, or a higher one',
   },
+  IMAGE_IMPORT_REFUSED: {
+    kind: 'untrusted-input',
+    http: 422,
+    when: 'what is to become an image is malformed, damaged, or holds what no image may hold',
+  },
+  REGISTRY_FAILED: {
+    kind: 'system',
+    http: 502,
+    when: 'a registry cannot be reached, is too slow, or fails',
+  },
+  REGISTRY_DENIED: {
+    kind: 'user',
+    http: 403,
+    when: 'a registry wants other credentials, or does not have what was asked for',
+  },
+  REGISTRY_REFUSED: {
+    kind: 'untrusted-input',
+    http: 502,
+    when: 'a registry answers with other bytes than were asked for, with too many, or leads where it may not',
+  },
   INTERNAL: { kind: 'system', http: 500, when: 'something happened that should not; please report it' },
 } as const satisfies Record<string, CodeInfo>;
 
