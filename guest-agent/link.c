@@ -23,6 +23,9 @@
 #include "records.h"
 #include "stats.h"
 
+/* Of one turn of the loop: processes' output must not wait long. */
+#define INBOX_BYTES (128 * 1024)
+
 #define STREAM_WINDOW_BYTES (1024 * 1024)
 /* Connection credit is given back on arrival, so one stalled stream cannot starve the others. */
 #define SESSION_WINDOW_BYTES (16 * 1024 * 1024)
@@ -61,6 +64,7 @@ struct stream {
 static const struct link_options *options;
 static int epoll_fd = -1;
 static struct port port;
+static uint8_t inbox[INBOX_BYTES];
 static nghttp2_session *session;
 static bool identified;
 /* The answer to this stream is the last thing the guest says. */
@@ -510,7 +514,7 @@ enum port_end link_serve(const struct link_options *link_options)
 		fatal("cannot set up the event loop: %s", strerror(errno));
 	exec_init(options);
 
-	port_init(&port, options->control_fd, start_http2);
+	port_init(&port, options->control_fd, inbox, sizeof inbox, start_http2);
 	port_say(&port, CT_READY_LINE, sizeof CT_READY_LINE - 1);
 	bool more_input = false, more_output = false;
 	uint64_t last_words = 0;

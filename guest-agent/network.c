@@ -159,7 +159,7 @@ static void allow_buffers(void)
 	if (file_write("/proc/sys/net/ipv4/tcp_mem", text, strlen(text)) < 0)
 		fatal("cannot write tcp_mem: %s", strerror(errno));
 	/* egress.c: LARGE_SEND_BUFFER_BYTES. */
-	if (file_write("/proc/sys/net/core/wmem_max", "262144", 6) < 0)
+	if (file_write("/proc/sys/net/core/wmem_max", "524288", 6) < 0)
 		fatal("cannot write wmem_max: %s", strerror(errno));
 }
 

@@ -12,9 +12,11 @@
 /* The same between the hello and the first sign that the port is open. */
 #define HELLO_RETRY_MS 20
 
-void port_init(struct port *port, int fd, nghttp2_session *(*start)(void))
+void port_init(struct port *port, int fd, uint8_t *inbox, size_t inbox_bytes, nghttp2_session *(*start)(void))
 {
 	port->fd = fd;
+	port->inbox = inbox;
+	port->inbox_bytes = inbox_bytes;
 	port->start = start;
 	port->phase = PORT_HELLO;
 }
@@ -62,8 +64,8 @@ bool port_read(struct port *port)
 	bool more = false, hung_up = false;
 	if (port->phase == PORT_OVER)
 		return false;
-	for (int turn = 0;; turn++) {
-		more = turn == PORT_READ_BUDGET;
+	for (;;) {
+		more = port->inbox_bytes - have < PORT_READ_BYTES;
 		if (more)
 			break;
 		ssize_t got = read(port->fd, port->inbox + have, PORT_READ_BYTES);

@@ -15,8 +15,6 @@
 /* virtio_console hands out at most one 4 KiB buffer per read and takes at most 32 KiB per write. */
 #define PORT_READ_BYTES 4096
 #define PORT_WRITE_BYTES 32768
-/* Reads per turn of the loop: a host that sends without end must not keep everything else waiting. */
-#define PORT_READ_BUDGET 32
 /* A DATA frame that fills one write together with its header. */
 #define PORT_FRAME_BYTES (PORT_WRITE_BYTES - 9)
 
@@ -46,12 +44,16 @@ struct port {
 	const uint8_t *frame_rest;
 	size_t frame_rest_bytes;
 	uint8_t outbox[PORT_WRITE_BYTES];
-	/* A whole turn's input, so that a frame of 64 KiB reaches the session in few pieces. */
-	uint8_t inbox[PORT_READ_BUDGET * PORT_READ_BYTES];
+	/*
+	 * A turn's input, so that frames reach the session in few pieces. Its size is the budget of a turn: a host that
+	 * sends without end must not keep everything else waiting.
+	 */
+	uint8_t *inbox;
+	size_t inbox_bytes;
 };
 
-/* `fd` is non-blocking: a virtio-serial port or a socket. */
-void port_init(struct port *port, int fd, nghttp2_session *(*start)(void));
+/* `fd` is non-blocking: a virtio-serial port or a socket. The inbox is a multiple of PORT_READ_BYTES. */
+void port_init(struct port *port, int fd, uint8_t *inbox, size_t inbox_bytes, nghttp2_session *(*start)(void));
 
 /* A few bytes to say before the session. */
 void port_say(struct port *port, const void *bytes, size_t length);
