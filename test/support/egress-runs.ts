@@ -1,7 +1,9 @@
 /** Jobs that try to reach the network, on a real host daemon whose network is the outside (outside.ts). */
-import { copyFileSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { Alert } from '../../src/audit/alert.ts';
+import { findHost, type HostClient } from '../../src/host/client.ts';
 import type { EgressDecision } from '../../src/policy/decision.ts';
 import type { EgressInput, EgressRequest } from '../../src/policy/input.ts';
 import type { NetworkMode } from '../../src/protocol/network.ts';
@@ -38,6 +40,8 @@ export interface EgressJob {
 export interface LoggedDecision {
   readonly input: EgressInput;
   readonly result: EgressDecision;
+  /** RFC 3339. */
+  readonly timestamp: string;
 }
 
 export interface EgressRun {
@@ -108,6 +112,25 @@ export class EgressHost implements AsyncDisposable {
       questions: after.questions.slice(before.questions.length),
       packets: after.packets - before.packets,
     };
+  }
+
+  /** Milliseconds since 1970 at which the VMM of the next run was gone. Call it before the run. */
+  async nextVmGone(): Promise<number> {
+    const known = new Set((await this.#host().then((host) => host?.runs('all')))?.map(({ run }) => run));
+    for (;;) {
+      const host = await this.#host();
+      const [next] = (await host?.runs('unended'))?.filter(({ run }) => !known.has(run)) ?? [];
+      const pid = next && (await host?.run(next.run))?.vm?.pid;
+      if (pid !== undefined) {
+        while (existsSync(`/proc/${pid}`)) await sleep(1);
+        return Date.now();
+      }
+      await sleep(20);
+    }
+  }
+
+  #host(): Promise<HostClient | undefined> {
+    return findHost(this.home);
   }
 
   alerts(): readonly Alert[] {
