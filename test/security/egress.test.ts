@@ -4,7 +4,7 @@
  * out, the decision log has it, and the same request with the rule that allows it succeeds.
  *
  * Jobs are not root in their VM and cannot become it; `unshare` gives them the privileges that there are without. What a
- * guest can do whose kernel and agent are hostile is in test/integration/egress-proxy.test.ts.
+ * guest can do whose kernel and agent are hostile is in test/security/hostile-egress.test.ts.
  */
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
