@@ -239,6 +239,25 @@ export const COMMANDS: readonly CommandSpec[] = [
     load: () => import('./commands/alerts.ts'),
   },
   {
+    name: 'audit verify',
+    summary: 'prove that the audit record of a run is complete and unchanged',
+    description: [
+      'Checks the seal of the record with the public key of this host, every file against the seal, and the chain, order and counts of what is in them. If something was changed, cut off, left out or put in, it says what, in which file and at which byte.',
+      'Exit status 0 if everything holds, 122 if not.',
+    ],
+    positionals: { placeholder: 'RUN', max: 1, help: RUN_HELP_OR_LATEST },
+    options: [
+      {
+        name: 'key',
+        value: 'FILE',
+        help: 'public key of the host that sealed it (PEM), kept where nobody on this host can change it; CT_HOME/keys/host.pub if absent',
+      },
+      JSON_OPTION,
+    ],
+    examples: [{ command: 'ct audit verify build', what: 'the newest run of the job `build`' }],
+    load: () => import('./commands/audit/verify.ts'),
+  },
+  {
     name: 'policy check',
     summary: 'say what policy allows a job, before it runs',
     description: [
