@@ -91,7 +91,6 @@ export interface Report {
   readonly written: readonly WrittenFile[];
   readonly destinations: readonly Destination[];
   readonly refused: readonly Refused[];
-  readonly syscalls: number;
   readonly startNs: bigint;
   readonly endNs: bigint;
   /** What did not fit. */
@@ -129,7 +128,6 @@ class ReportBuilder {
   readonly #destinations = new Map<string, Destination>();
   readonly #refused = new Map<string, Refused>();
   readonly #omitted = { processes: 0, entries: 0 };
-  #syscalls = 0;
   #startNs: bigint | undefined;
   #endNs = 0n;
 
@@ -138,11 +136,7 @@ class ReportBuilder {
   }
 
   add(event: AuditEvent): void {
-    if (event.kind === 'syscall') {
-      this.#syscalls += 1;
-      return;
-    }
-    if (event.kind === 'sixth-argument') return;
+    if (event.kind === 'syscall' || event.kind === 'sixth-argument') return;
     const { timeNs } = event;
     if (this.#startNs === undefined || timeNs < this.#startNs) this.#startNs = timeNs;
     if (timeNs > this.#endNs) this.#endNs = timeNs;
@@ -167,7 +161,6 @@ class ReportBuilder {
       written: [...this.#written.values()],
       destinations: [...this.#destinations.values()],
       refused: [...this.#refused.values()],
-      syscalls: this.#syscalls,
       startNs: this.#startNs ?? 0n,
       endNs: this.#endNs,
       omitted: { ...this.#omitted },

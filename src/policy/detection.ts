@@ -1,0 +1,108 @@
+/** `ct/detect/decision`, version 1: what is asked about the events of a run, and what is answered. Names are those of the JSON. */
+import type { RunFacts } from './input.ts';
+
+/** A process that another one reaches for. `descendant`: it, or what started it, was started by that one. */
+export type ProcessRelation = 'self' | 'descendant' | 'other';
+
+export interface DetectProgram {
+  /** Path of what it runs; empty if unknown. */
+  readonly binary: string;
+  /** Name of the binary, or of the script that an interpreter runs. The job chooses names: they excuse, and prove nothing. */
+  readonly program: string;
+  readonly uid: number;
+}
+
+export interface DetectProcess extends DetectProgram {
+  readonly parent?: DetectProgram;
+  /** Of stdin, stdout and stderr, those that are connected sockets: 0, 1, 2. */
+  readonly sockets: readonly number[];
+  /** `host:port` to which it, or what it was forked from, connected; the latest. */
+  readonly connections: readonly string[];
+}
+
+export type DetectEvent = { readonly process: DetectProcess } & (
+  | {
+      readonly kind: 'exec';
+      readonly exec: {
+        readonly path: string;
+        readonly args: readonly string[];
+        /** SHA-256 in hex, where it was computed. */
+        readonly digest?: string;
+        /** Its user before, where that was another one. */
+        readonly earlier_uid?: number;
+      };
+    }
+  | {
+      readonly kind: 'connect';
+      /** `host`: the name that was asked for, else the address. */
+      readonly connect: {
+        readonly host: string;
+        readonly address: string;
+        readonly port: number;
+        readonly protocol: number;
+      };
+    }
+  | {
+      readonly kind: 'file';
+      readonly file: {
+        readonly what: 'read' | 'write' | 'unlink' | 'rename' | 'setuid';
+        readonly path: string;
+        readonly flags: number;
+        /** With paths below /proc/PID: whose they are. */
+        readonly target?: ProcessRelation;
+      };
+    }
+  | { readonly kind: 'denied'; readonly denied: { readonly what: string; readonly path: string } }
+  | {
+      readonly kind: 'syscall';
+      readonly syscall: { readonly name: string; readonly target: ProcessRelation };
+    }
+);
+
+export interface DetectInput {
+  readonly version: 1;
+  readonly run: RunFacts;
+  /** What earlier runs of the job did; null: there is nothing to compare with. */
+  readonly baseline: { readonly destinations: readonly string[] } | null;
+  readonly events: readonly DetectEvent[];
+}
+
+export interface Finding {
+  /** Index in `events`. */
+  readonly event: number;
+  /** `ct.detect.reverse_shell`; stable: alerts are told apart by it. */
+  readonly rule: string;
+  readonly severity: 'low' | 'medium' | 'high' | 'critical';
+  /** A sentence for a person. */
+  readonly message: string;
+  readonly action: 'alert' | 'terminate';
+}
+
+const MAX_FINDINGS = 10_000;
+/** Messages hold a path and the name of a program. */
+const MAX_TEXT = 16_384;
+const SEVERITIES: readonly unknown[] = ['low', 'medium', 'high', 'critical'];
+
+/** The findings, or undefined if `value` is no answer about `events` events: then nothing was judged, and that has to be said. */
+export function parseFindings(value: unknown, events: number): readonly Finding[] | undefined {
+  if (typeof value !== 'object' || value === null) return undefined;
+  const { findings } = value as { findings?: unknown };
+  if (!Array.isArray(findings) || findings.length > MAX_FINDINGS) return undefined;
+  return findings.every((finding) => isFinding(finding, events)) ? findings : undefined;
+}
+
+function isFinding(value: unknown, events: number): value is Finding {
+  if (typeof value !== 'object' || value === null || Object.keys(value).length !== 5) return false;
+  const { event, rule, severity, message, action } = value as Readonly<Record<string, unknown>>;
+  const isText = (text: unknown): boolean =>
+    typeof text === 'string' && text.length > 0 && text.length <= MAX_TEXT;
+  return (
+    Number.isInteger(event) &&
+    (event as number) >= 0 &&
+    (event as number) < events &&
+    isText(rule) &&
+    SEVERITIES.includes(severity) &&
+    isText(message) &&
+    (action === 'alert' || action === 'terminate')
+  );
+}
