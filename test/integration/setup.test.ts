@@ -1,22 +1,13 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import {
-  chmodSync,
-  mkdirSync,
-  mkdtempSync,
-  readFileSync,
-  rmSync,
-  symlinkSync,
-  utimesSync,
-  writeFileSync,
-} from 'node:fs';
+import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync, utimesSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { installRoot } from '../../src/core/install.ts';
 
-/** A copy of the sources beside which everything is built anew; npm packages are those of this checkout. */
+/** A copy of the sources beside which everything is built anew; npm packages are a copy of those of this checkout. */
 let copy = '';
 let stubs = '';
 
@@ -34,7 +25,8 @@ before(() => {
     input: files,
     stdio: ['pipe', 'ignore', 'ignore'], // a file that was deleted and not committed yet
   });
-  symlinkSync(join(installRoot, 'node_modules'), join(copy, 'node_modules'));
+  // Not a link: `npm ci` of the copy would empty what it leads to.
+  execFileSync('cp', ['-a', '--reflink=auto', join(installRoot, 'node_modules'), copy]);
 });
 after(() => rmSync(dirname(copy), { recursive: true, force: true }));
 
