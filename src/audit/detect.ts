@@ -4,7 +4,7 @@
  * every tenth of a second, asks the policy, and gives the answers to {@link Detections.alerts}.
  */
 import { createHash } from 'node:crypto';
-import { type DetectInput, type Finding, parseFindings } from '../policy/detection.ts';
+import type { DetectInput, Finding } from '../policy/detection.ts';
 import type { RunFacts } from '../policy/input.ts';
 import type { Alert } from './alert.ts';
 import { type Candidate, Candidates } from './detection/candidates.ts';
@@ -78,11 +78,10 @@ export class Detections {
   }
 
   /**
-   * What the answer to a question means: an alert for each finding. An answer that is none is an alert, too, once in a run:
-   * somebody has to know that nothing is being looked for.
+   * What the answer to a question means: an alert for each finding. No answer is an alert, too, once in a run: somebody has to
+   * know that nothing is being looked for.
    */
-  alerts({ candidates }: Question, answer: unknown, now: Date): Detected[] {
-    const findings = parseFindings(answer, candidates.length);
+  alerts({ candidates }: Question, findings: readonly Finding[] | undefined, now: Date): Detected[] {
     if (findings) return findings.flatMap((finding) => this.#alert(finding, candidates) ?? []);
     if (this.#hasFailed) return [];
     this.#hasFailed = true;

@@ -11,7 +11,15 @@ import {
   parseAdmissionDecision,
   parseEgressDecision,
 } from '../policy/decision.ts';
-import { decided, egressInput, type PolicyEngine, withoutId } from '../policy/engine.ts';
+import type { DetectInput } from '../policy/detection.ts';
+import {
+  type Detected,
+  decided,
+  detected,
+  egressInput,
+  type PolicyEngine,
+  withoutId,
+} from '../policy/engine.ts';
 import type { AdmissionInput, EgressInput, Entrypoint } from '../policy/input.ts';
 import { MAX_OPA_ANSWER_BYTES, questionBody, questionUrl, readAnswer } from '../policy/remote.ts';
 
@@ -50,6 +58,11 @@ export class OpaClient implements PolicyEngine, Disposable {
   async decideEgress(input: EgressInput): Promise<Decided<EgressDecision>> {
     const { result, meta } = await this.#ask('ct/egress/decision', egressInput(input));
     return decided(result, meta, parseEgressDecision, failedEgress);
+  }
+
+  async detect(input: DetectInput): Promise<Detected> {
+    const { result, meta } = await this.#ask('ct/detect/decision', { ...input, run: withoutId(input.run) });
+    return detected(result, meta, input);
   }
 
   [Symbol.dispose](): void {

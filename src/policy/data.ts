@@ -15,6 +15,7 @@ import { type Infer, Locations } from '../job/schema/schema.ts';
 import { MAX_NETWORK_ENTRY_BYTES, NETWORK_MODES, type NetworkMode } from '../protocol/network.ts';
 import { parseNetwork } from './address.ts';
 import { canonicalHost, type Destination, indexDestinations, parseDestination } from './destination.ts';
+import { DETECT_ACTIONS, type DetectAction } from './detection.ts';
 import type { DestinationIndex } from './input.ts';
 
 /** Written by the operator and generated lists; parsed whole in memory. */
@@ -179,6 +180,18 @@ const dataSchema = object(
       ),
       'Who gets which secrets. One that is not here is given to nobody.',
     ),
+    detect: optional(
+      record(
+        {
+          name: '<rule>',
+          expected: 'the name of a rule of `ct.detect`, without its package',
+          pattern: '^[a-z][a-z0-9_]{0,60}$',
+        },
+        oneOf(...DETECT_ACTIONS),
+        { max: MAX_PATTERNS, expected: 'a mapping of rules to `off`, `alert` or `terminate`' },
+      ),
+      'What follows from what a rule finds in the events of a run, in place of what it says itself.',
+    ),
     untrusted: optional(
       object(
         {
@@ -330,6 +343,8 @@ export interface PolicyConfig {
     readonly exact: Readonly<Record<string, Profile>>;
     readonly prefixes: Readonly<Record<string, Profile>>;
   };
+  /** By the name of a rule of `ct.detect`. */
+  readonly detect: Readonly<Record<string, DetectAction>>;
   /** Absent: strangers' jobs do not run. */
   readonly untrusted?: {
     readonly mode: NetworkMode;
@@ -445,6 +460,7 @@ class Lowering {
       secrets: Object.entries(data.secrets ?? {}).map(([secret, grant]) => this.#grant(secret, grant)),
       general,
       profiles,
+      detect: data.detect ?? {},
       ...(untrusted === undefined
         ? {}
         : {

@@ -1,6 +1,10 @@
 /** `ct/detect/decision`, version 1: what is asked about the events of a run, and what is answered. Names are those of the JSON. */
 import type { RunFacts } from './input.ts';
 
+/** What follows from a finding. */
+export const DETECT_ACTIONS = ['off', 'alert', 'terminate'] as const;
+export type DetectAction = (typeof DETECT_ACTIONS)[number];
+
 /** A process that another one reaches for. `descendant`: it, or what started it, was started by that one. */
 export type ProcessRelation = 'self' | 'descendant' | 'other';
 
@@ -75,7 +79,7 @@ export interface Finding {
   readonly severity: 'low' | 'medium' | 'high' | 'critical';
   /** A sentence for a person. */
   readonly message: string;
-  readonly action: 'alert' | 'terminate';
+  readonly action: Exclude<DetectAction, 'off'>;
 }
 
 const MAX_FINDINGS = 10_000;

@@ -8,6 +8,7 @@ import type { PolicyConfig } from './data.ts';
 import {
   type AdmissionDecision,
   type Decided,
+  type DecisionMeta,
   type EgressDecision,
   failedAdmission,
   failedEgress,
@@ -15,6 +16,7 @@ import {
   parseEgressDecision,
 } from './decision.ts';
 import { narrowIndex } from './destination.ts';
+import { type DetectInput, type Finding, parseFindings } from './detection.ts';
 import { type AdmissionInput, type EgressInput, ENTRYPOINTS, type Entrypoint } from './input.ts';
 
 /** What decides. A back end in this process answers at once, one behind a network with a promise that never rejects. */
@@ -23,6 +25,13 @@ export interface PolicyEngine {
   readonly revision: string;
   decideAdmission(input: AdmissionInput): Decided<AdmissionDecision> | Promise<Decided<AdmissionDecision>>;
   decideEgress(input: EgressInput): Decided<EgressDecision> | Promise<Decided<EgressDecision>>;
+  detect(input: DetectInput): Detected | Promise<Detected>;
+}
+
+/** What is found in a batch of events; undefined: nothing was judged, and `meta.error` says why. */
+export interface Detected {
+  readonly findings: readonly Finding[] | undefined;
+  readonly meta: DecisionMeta;
 }
 
 /** Evaluation cannot be interrupted, and its time grows with the input. An event of the network is far smaller. */
@@ -31,6 +40,8 @@ const MAX_EGRESS_INPUT_BYTES = 256 * 1024;
 const MAX_REQUEST_TEXT = 512;
 /** As many entries as a job may have, at their longest. */
 const MAX_ADMISSION_INPUT_BYTES = 4 * 1024 * 1024;
+/** A batch of events (src/audit/detect.ts), whose characters may take more than a byte each. */
+const MAX_DETECT_INPUT_BYTES = 1024 * 1024;
 /** Two KiB each, mostly. */
 const MAX_CACHED = 2000;
 /** Larger ones are rare, and would let a job fill the cache with what nobody asks again. */
@@ -128,6 +139,12 @@ export class WasmEngine implements PolicyEngine {
     return decided(result, meta, parseEgressDecision, failedEgress);
   }
 
+  detect(input: DetectInput): Detected {
+    const seen = { ...input, run: withoutId(input.run) };
+    const { result, meta } = this.#evaluate('ct/detect/decision', seen, MAX_DETECT_INPUT_BYTES);
+    return detected(result, meta, input);
+  }
+
   #evaluate(
     path: Entrypoint,
     input: object,
@@ -204,6 +221,14 @@ export function decided<D>(
   if (decision !== undefined) return { decision, meta };
   const error = 'the answer does not have the form of a decision';
   return { decision: failed(error), meta: { ...meta, error } };
+}
+
+/** The parsed answer about a batch of events. */
+export function detected(result: unknown, meta: DecisionMeta, { events }: DetectInput): Detected {
+  if (meta.error !== undefined) return { findings: undefined, meta };
+  const findings = parseFindings(result, events.length);
+  if (findings) return { findings, meta };
+  return { findings, meta: { ...meta, error: 'the answer does not have the form of findings' } };
 }
 
 /** The runtime of OPA keeps them to itself; the program says them again. */

@@ -7,7 +7,7 @@ import type { Destination } from './destination.ts';
 
 export const INPUT_VERSION = 1;
 
-export const ENTRYPOINTS = ['ct/admission/decision', 'ct/egress/decision'] as const;
+export const ENTRYPOINTS = ['ct/admission/decision', 'ct/egress/decision', 'ct/detect/decision'] as const;
 /** Path of the rule that decides; with dots, the name of its package and rule. */
 export type Entrypoint = (typeof ENTRYPOINTS)[number];
 
