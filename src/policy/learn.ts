@@ -158,7 +158,7 @@ export function learnNetwork(
     }
     const preset = presetWith(presets, (destination) => destination.host === name);
     if (preset !== undefined) add(preset, count, steps);
-    else add(`https://${name}`, count, steps, 'only its name was asked for: protocol and port are a guess');
+    else add(`https://${name}`, 0, steps, 'only its name was asked for: protocol and port are a guess');
   }
   return {
     allow: [...entries]

@@ -63,9 +63,9 @@ export function checkedJobJson({ name, image, decision, denials, presets }: Chec
   return { name, image, allowed: allow, denials, network: allow ? network : null, presets };
 }
 
-/** One paragraph for each refusal. */
+/** One paragraph for each refusal; those that say the same of the same step (A and AAAA of a name) are one. */
 export function explanation(refusals: readonly LocatedRefusal[], style: Style): string {
-  return refusals
+  return mergeAlike(refusals)
     .map(({ time, step, action, count, denial, source, data }) => {
       const loud = action === 'recorded' ? style.yellow : style.red;
       const when = localTime(Date.parse(time));
@@ -80,6 +80,18 @@ export function explanation(refusals: readonly LocatedRefusal[], style: Style): 
       ].join('');
     })
     .join('\n');
+}
+
+/** In the order of the first of each kind; counts are added up. */
+function mergeAlike(refusals: readonly LocatedRefusal[]): LocatedRefusal[] {
+  const merged = new Map<string, LocatedRefusal>();
+  for (const refusal of refusals) {
+    const { step, action, denial } = refusal;
+    const key = JSON.stringify([step ?? null, action, denial.rule, denial.message]);
+    const first = merged.get(key);
+    merged.set(key, first ? { ...first, count: first.count + refusal.count } : refusal);
+  }
+  return [...merged.values()];
 }
 
 /** The document of `ct policy explain --json` has these. */
