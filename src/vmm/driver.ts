@@ -39,6 +39,8 @@ export interface Vm {
   readonly control: Socket;
   /** The egress channel, unread; the same holds. Destroyed with the VM if nobody takes it. */
   readonly egress: Socket;
+  /** The audit channel, unread; the same holds. */
+  readonly audit: Socket;
   /** Settles when the VMM process has ended, however it came to it; never rejects. */
   readonly exited: Promise<VmExit>;
   /** What the guest's console and the VMM printed last, fit for a terminal. */

@@ -139,12 +139,14 @@ limits: {cpus: 4, memory: 4G, disk: 4G, timeout: 1h}
     const link = new Link({ scratchDirectory: scratch.path, ...options.link });
     const [control, guestControl] = await pair();
     const [channel, guestEgress] = await pair();
-    const vm = waitingVm(control, channel);
+    const [audit, guestAudit] = await pair();
+    const vm = waitingVm(control, channel, audit);
     const guest = new PlayedGuest(guestControl, guestEgress, vm.exited, link.pid);
     cleanup.defer(async () => {
       await vm.destroy();
       guestControl.destroy();
       guestEgress.destroy();
+      guestAudit.destroy();
     });
     const opening = Machine.open({
       link,
@@ -248,7 +250,7 @@ async function socketPairs(
   };
 }
 
-function waitingVm(control: Socket, egress: Socket): Vm {
+function waitingVm(control: Socket, egress: Socket, audit: Socket): Vm {
   const child = spawn('sleep', ['600'], { stdio: 'ignore', env: { PATH: '/usr/bin:/bin' } });
   const exited = new Promise<VmExit>((resolve) => {
     child.once('exit', (code, signal) => resolve({ code, signal }));
@@ -257,12 +259,14 @@ function waitingVm(control: Socket, egress: Socket): Vm {
     pid: child.pid ?? -1,
     control,
     egress,
+    audit,
     exited,
     diagnostics: () => '',
     destroy: async () => {
       child.kill('SIGKILL');
       control.destroy();
       egress.destroy();
+      audit.destroy();
       await exited;
     },
   };

@@ -35,6 +35,7 @@ export interface TestGuest extends AsyncDisposable {
   readonly session: GuestSession;
   /** Unread: see Vm. */
   readonly egress: Socket;
+  readonly audit: Socket;
   readonly pid: number;
   readonly exited: Promise<VmExit>;
   readonly manifest: ImageManifest;
@@ -136,6 +137,7 @@ async function openClone(
     return {
       session,
       egress: vm.egress,
+      audit: vm.audit,
       pid: vm.pid,
       exited: vm.exited,
       manifest: source.manifest,

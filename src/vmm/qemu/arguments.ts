@@ -3,6 +3,7 @@
  * descriptor, so that no file or socket has a name that could leak, collide or be swept away under it.
  */
 
+import { AUDIT_PORT_NAME } from '../../protocol/audit.ts';
 import { CONTROL_PORT_NAME, EGRESS_PORT_NAME } from '../../protocol/guest-link.ts';
 import type { Accelerator } from '../../protocol/run.ts';
 import type { BootSource } from '../driver.ts';
@@ -18,6 +19,7 @@ export const Fd = {
   kernel: 9,
   initramfs: 10,
   egress: 11,
+  audit: 12,
 } as const;
 
 /**
@@ -68,6 +70,8 @@ export function qemuArguments(options: QemuArgumentsOptions): string[] {
     ...['-device', `virtserialport,chardev=control,name=${CONTROL_PORT_NAME},nr=1`],
     ...['-chardev', `socket,id=egress,fd=${Fd.egress}`],
     ...['-device', `virtserialport,chardev=egress,name=${EGRESS_PORT_NAME},nr=2`],
+    ...['-chardev', `socket,id=audit,fd=${Fd.audit}`],
+    ...['-device', `virtserialport,chardev=audit,name=${AUDIT_PORT_NAME},nr=3`],
     ...drive('rootfs', Fd.rootfs, true),
     ...drive('volume', Fd.volume, false),
     ...(purpose === 'clone'

@@ -110,6 +110,7 @@ export class QemuDriver implements VmmDriver {
         kernel,
         initramfs,
         'pipe',
+        'pipe',
       ],
       ...(this.accelerator === 'kvm' ? { devices: ['/dev/kvm'] } : {}),
       ...(purpose === 'template' ? { memfd: { fd: Fd.ram, bytes: source.shape.memoryMib * MIB } } : {}),
@@ -140,19 +141,22 @@ class QemuVm implements Vm {
   readonly pid: number;
   readonly control: Socket;
   readonly egress: Socket;
+  readonly audit: Socket;
   readonly exited: Promise<VmExit>;
   protected readonly process: VmmProcess;
 
   constructor(process: VmmProcess) {
     const control = process.sockets.get(Fd.control);
     const egress = process.sockets.get(Fd.egress);
-    if (!control || !egress)
+    const audit = process.sockets.get(Fd.audit);
+    if (!control || !egress || !audit)
       throw new CtError('VMM_START_FAILED', `the VMM could not be started: ${process.diagnostics()}`);
     this.process = process;
     this.pid = process.pid;
     this.control = control;
     // A VMM that ends is reported by `exited`; an error here, before somebody takes the channel, says nothing more.
     this.egress = egress.on('error', () => {});
+    this.audit = audit.on('error', () => {});
     this.exited = process.exited;
   }
 
