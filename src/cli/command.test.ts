@@ -64,7 +64,7 @@ test('USAGE names what is wrong and the nearest thing that would be right', () =
   const refusals: [string, RegExp][] = [
     ['runn', /unknown command `runn` \| did you mean `run`\?/],
     ['build', /unknown command `build` \| .*ct run build/],
-    ['image', /`ct image` needs a command: build, ls/],
+    ['image', /`ct image` needs a command: build, /],
     ['image bild', /unknown command `image bild` \| did you mean `build`\?/],
     ['help docter', /did you mean `doctor`\?/],
     ['--json run', /unknown option `--json` before a command/],

@@ -398,11 +398,18 @@ export const COMMANDS: readonly CommandSpec[] = [
     name: 'image build',
     summary: 'build an image from its definition',
     description: [
-      'Builds the image that NAME.yml defines, in images/ of ct or .ct/images/ of the project, from the apt sources of this machine: root file system, kernel and initramfs, stored by content in CT_HOME. Does nothing if the image is current. `ct run` does the same when it has to.',
+      'Builds the image that NAME.yml defines, in images/ of ct or .ct/images/ of the project: root file system, kernel and initramfs, stored by content in CT_HOME. Does nothing if the image is current. `ct run` does the same when it has to.',
+      'It takes the packages of the lock NAME.lock.json and no others. Without a lock, it takes what the apt sources of this machine have today. If a lock cannot be met any more, it does the same, prints the difference and marks the image as local; with --locked that is an error.',
+      'With --check it builds the image twice, in different surroundings, keeps neither, and says whether both are the same: exit status 0 if they are.',
     ],
     positionals: { placeholder: 'NAME', max: 1, help: 'image to build; debian-12 if absent' },
     options: [
       { name: 'force', help: 'build even if the image is current' },
+      {
+        name: 'locked',
+        help: 'fail with IMAGE_LOCK_STALE rather than take other packages than those of the lock',
+      },
+      { name: 'check', help: 'build it twice, and compare' },
       {
         name: 'directory',
         short: 'C',
@@ -413,9 +420,56 @@ export const COMMANDS: readonly CommandSpec[] = [
     ],
     examples: [
       { command: 'ct image build', what: 'the default image' },
-      { command: 'ct image build --force debian-12', what: 'again, from fresh packages' },
+      { command: 'ct image build --locked ci', what: 'from exactly what was reviewed' },
+      { command: 'ct image build --check debian-12', what: 'prove that it can be reproduced' },
     ],
     load: () => import('./commands/image/build.ts'),
+  },
+  {
+    name: 'image diff',
+    summary: 'show what is different between two images, or two locks',
+    description: [
+      'Prints added, removed and changed packages as Markdown, for a pull request. Of two images that are built it compares the sizes and every file, too.',
+      'FROM and TO are each an image, by name or digest; a lock, by its path; a lock in a revision, as git:REVISION:PATH; or /dev/null, for none.',
+    ],
+    positionals: { placeholder: 'FROM TO', min: 2, max: 2, help: 'what to compare' },
+    options: [JSON_OPTION],
+    examples: [
+      { command: 'ct image diff debian-12 node', what: 'two images' },
+      {
+        command: 'ct image diff git:main:.ct/images/ci.lock.json .ct/images/ci.lock.json',
+        what: 'what a branch does to a lock',
+      },
+    ],
+    load: () => import('./commands/image/diff.ts'),
+  },
+  {
+    name: 'image lock',
+    summary: 'write down which packages an image consists of',
+    description: [
+      'Chooses packages from the apt sources of this machine, as a build would, and writes them to NAME.lock.json beside NAME.yml, each with version and digest. Prints what has changed. Commit the file: from then on, everybody builds the same image.',
+      'With --check nothing is written, and the exit status is 1 if the packages would change.',
+    ],
+    positionals: {
+      placeholder: 'NAME',
+      max: Number.POSITIVE_INFINITY,
+      help: 'images to lock; all in .ct/images of the project if absent',
+    },
+    options: [
+      { name: 'check', help: 'only say what would change' },
+      {
+        name: 'directory',
+        short: 'C',
+        value: 'DIR',
+        help: 'project directory, instead of the current one',
+      },
+      JSON_OPTION,
+    ],
+    examples: [
+      { command: 'ct image lock', what: 'all images of this project' },
+      { command: 'ct image lock --check ci', what: 'are there newer packages?' },
+    ],
+    load: () => import('./commands/image/lock.ts'),
   },
   {
     name: 'image ls',
@@ -424,6 +478,25 @@ export const COMMANDS: readonly CommandSpec[] = [
     options: [JSON_OPTION],
     examples: [{ command: 'ct image ls', what: 'as a table' }],
     load: () => import('./commands/image/ls.ts'),
+  },
+  {
+    name: 'image sbom',
+    summary: 'print the software bill of materials of an image',
+    description: [
+      'Prints what an image consists of: packages with their sources, licences and digests, files of no package, kernel and guest agent. It was made when the image was built, and the digest of the image stands for it, too.',
+    ],
+    positionals: { placeholder: 'IMAGE', min: 1, max: 1, help: 'name or digest of an image that is built' },
+    options: [
+      {
+        name: 'format',
+        value: 'FORMAT',
+        choices: ['cyclonedx', 'spdx'],
+        help: 'CycloneDX 1.6, which is the default, or SPDX 2.3; both in JSON',
+      },
+      { name: 'output', short: 'o', value: 'FILE', help: 'write to FILE instead of stdout' },
+    ],
+    examples: [{ command: 'ct image sbom debian-12 --format spdx -o debian-12.spdx.json', what: 'as SPDX' }],
+    load: () => import('./commands/image/sbom.ts'),
   },
   {
     name: 'bench start',

@@ -1,9 +1,13 @@
 /** Images, as commands need them: by name, built when they have to be. */
 import { join } from 'node:path';
+import { CtError } from '../core/errors.ts';
 import { guestAgentPath, installRoot, probePath } from '../core/install.ts';
-import type { BuiltImage, ImageInputs } from '../image/build.ts';
-import type { BuildPhase, BuildProgress } from '../image/progress.ts';
+import type { BuiltImage, ImageInputs, UnmetLock } from '../image/build.ts';
+import { describeDifference } from '../image/package-diff.ts';
+import { type BuildPhase, type BuildProgress, overallFraction } from '../image/progress.ts';
 import { recallImage, rememberImage } from '../image/recall.ts';
+import type { ImageStore } from '../image/store.ts';
+import { progressBar } from './render/format.ts';
 
 export interface EnsureOptions {
   readonly ctHome: string;
@@ -13,6 +17,10 @@ export interface EnsureOptions {
   /** `milestone`: the first word of a phase, worth a line of a log; the rest is for a status line. */
   readonly onProgress: (what: string, milestone: boolean) => void;
   readonly force?: boolean;
+  /** Only the packages of the image's lock will do. */
+  readonly locked?: boolean;
+  /** Lines about a lock that could not be met; they are progress if this is absent. */
+  readonly onNotice?: (lines: readonly string[]) => void;
 }
 
 const PHASES: Readonly<Record<BuildPhase, string>> = {
@@ -37,13 +45,25 @@ export function imageInputs(name: string, options: Pick<EnsureOptions, 'ctHome' 
   return { name, definitionDirs, ctHome: options.ctHome, guestAgentPath, probePath };
 }
 
+/** Digest of a stored image that is named by its name, or by its digest. Throws IMAGE_NOT_FOUND. */
+export async function storedDigest(store: ImageStore, image: string): Promise<string> {
+  if (/^sha256:[0-9a-f]{64}$/.test(image)) return image;
+  const stored = /^[a-z0-9][a-z0-9._-]{0,63}$/.test(image) ? await store.find(image) : undefined;
+  if (stored !== undefined) return stored.digest;
+  throw new CtError('IMAGE_NOT_FOUND', `no image \`${image}\` is built`, {
+    hint: `\`ct image ls\` lists those that are; \`ct image build ${image}\` builds it if it is defined`,
+  });
+}
+
 /** Digest of an image's manifest, after building it if it is not current. Throws what buildImage throws. */
 export async function ensureImage(name: string, options: EnsureOptions): Promise<string> {
-  return recallImage(imageInputs(name, options)) ?? (await buildNamed(name, options)).digest;
+  // What is remembered may have been built from other packages than those of the lock.
+  const recalled = options.locked === true ? undefined : recallImage(imageInputs(name, options));
+  return recalled ?? (await buildNamed(name, options)).digest;
 }
 
 export async function buildNamed(name: string, options: EnsureOptions): Promise<BuiltImage> {
-  const inputs = imageInputs(name, options);
+  const inputs = { ...imageInputs(name, options), locked: options.locked === true };
   const { buildImage, currentImage } = await import('../image/build.ts');
   if (options.force !== true) {
     const current = await currentImage(inputs);
@@ -52,21 +72,50 @@ export async function buildNamed(name: string, options: EnsureOptions): Promise<
       return current;
     }
   }
-  const seen = new Set<BuildPhase>();
   const built = await buildImage({
     ...inputs,
     force: options.force === true,
     signal: options.signal,
-    progress: (event) => {
-      options.onProgress(describeProgress(name, event, !seen.has(event.phase)), !seen.has(event.phase));
-      seen.add(event.phase);
+    progress: progressOf(name, options.onProgress),
+    onUnmetLock: (unmet) => {
+      const lines = unmetLockLines(name, unmet);
+      if (options.onNotice) options.onNotice(lines);
+      else for (const line of lines) options.onProgress(line, true);
     },
   });
   rememberImage(inputs, built);
   return built;
 }
 
-function describeProgress(name: string, { phase, message, fraction }: BuildProgress, first: boolean): string {
-  const percent = fraction === undefined || first ? '' : ` (${Math.round(fraction * 100)} %)`;
-  return `image ${name}: ${first ? PHASES[phase] : message}${percent}`;
+export function progressOf(
+  name: string,
+  onProgress: EnsureOptions['onProgress'],
+): (event: BuildProgress) => void {
+  const seen = new Set<BuildPhase>();
+  return (event) => {
+    const first = !seen.has(event.phase);
+    onProgress(describeProgress(name, event, first), first);
+    seen.add(event.phase);
+  };
+}
+
+function describeProgress(name: string, event: BuildProgress, first: boolean): string {
+  if (first) return `image ${name}: ${PHASES[event.phase]}`;
+  return `image ${name} ${progressBar(overallFraction(event))} ${event.message}`;
+}
+
+/** A difference of two releases has some tens of lines; more than these are only counted. */
+const MAX_DIFFERENCES = 30;
+
+function unmetLockLines(name: string, { reason, differences }: UnmetLock): readonly string[] {
+  const more = differences.length - MAX_DIFFERENCES;
+  return [
+    `image ${name}: its lock cannot be met: ${reason}`,
+    differences.length === 0
+      ? 'It was built from the same packages all the same, and is marked as local.'
+      : 'It was built from the packages of today, and is marked as local. Against the lock:',
+    ...differences.slice(0, MAX_DIFFERENCES).map((entry) => `  ${describeDifference(entry)}`),
+    ...(more > 0 ? [`  and ${more} more`] : []),
+    `\`ct image lock ${name}\` makes the lock anew.`,
+  ];
 }

@@ -98,6 +98,17 @@ export const ERROR_CODES = {
     http: 400,
     when: 'this machine has no apt source that can supply the image',
   },
+  IMAGE_LOCK_INVALID: { kind: 'user', http: 400, when: 'a lock file of an image is not one' },
+  IMAGE_LOCK_STALE: {
+    kind: 'user',
+    http: 409,
+    when: 'an image was to be built from its lock, and there is none, or it cannot be met any more',
+  },
+  IMAGE_UNACCOUNTED: {
+    kind: 'user',
+    http: 400,
+    when: 'an image would hold something that its definition does not account for',
+  },
   IMAGE_BUILD_FAILED: { kind: 'system', http: 500, when: 'a step of the image build failed' },
   IMAGE_CORRUPT: {
     kind: 'system',

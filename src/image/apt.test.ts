@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { explainUnknown, fileName, outOfSpace, parseDigests, parseSimulation } from './apt.ts';
+import { explainUnknown, outOfSpace, parseSimulation } from './apt.ts';
 
 test('what apt would install is read from its simulation', () => {
   const output = [
@@ -16,23 +16,10 @@ test('what apt would install is read from its simulation', () => {
   ]);
 });
 
-test('file names escape the colon of an epoch, as apt does', () => {
-  assert.equal(
-    fileName({ name: 'git', version: '1:2.39.5-0+deb12u3', architecture: 'amd64' }),
-    'git_1%3a2.39.5-0+deb12u3_amd64.deb',
-  );
-});
-
 test('a full disk is recognised in the output of apt and dpkg', () => {
   assert.equal(outOfSpace('dpkg: error: failed to write: No space left on device\n')?.code, 'STORE_FULL');
   assert.equal(outOfSpace("E: You don't have enough free space in /x/.\n")?.code, 'STORE_FULL');
   assert.equal(outOfSpace('E: Unable to locate package x\n'), undefined);
-});
-
-test('digests of packages are read from apt-cache', () => {
-  const output =
-    'Package: a\nVersion: 1:2-3\nDescription: x\n y\nSHA256: ab12\n\nPackage: b\nVersion: 1\nMD5sum: 00\n\n';
-  assert.deepEqual([...parseDigests(output)], [['a=1:2-3', 'ab12']]);
 });
 
 test('a package or version that does not exist is IMAGE_DEFINITION_INVALID', () => {

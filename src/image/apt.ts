@@ -4,37 +4,15 @@
  *
  * It decides which packages an image consists of and fetches them, so that mmdebstrap works without a network.
  */
-import { createHash } from 'node:crypto';
-import {
-  chmodSync,
-  createReadStream,
-  existsSync,
-  linkSync,
-  mkdirSync,
-  mkdtempSync,
-  readdirSync,
-  renameSync,
-  writeFileSync,
-} from 'node:fs';
+import { mkdirSync, mkdtempSync, readdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { CtError, messageOf } from '../core/errors.ts';
 import { runProgram } from '../core/run-program.ts';
+import type { PackageCache } from './package-cache.ts';
+import { byName, fileName, type LockedPackage, type Package, parseRecords, pin } from './packages.ts';
 import { type BuildProgress, downloadProgress } from './progress.ts';
-import { type AptMachine, type AptSources, parseStanzas } from './sources.ts';
+import type { AptMachine, AptSources } from './sources.ts';
 import { PROGRAM_PATH, runSupervised } from './supervised.ts';
-
-export interface Package {
-  readonly name: string;
-  readonly version: string;
-  readonly architecture: string;
-}
-
-/** What an image consists of. */
-export interface Resolution {
-  /** The base: what dpkg calls essential, with its dependencies. */
-  readonly base: readonly Package[];
-  readonly others: readonly Package[];
-}
 
 /** `apt-get -s` prints some hundred bytes per package. */
 const MAX_OUTPUT_BYTES = 16 * 1024 * 1024;
@@ -42,8 +20,9 @@ const MAX_OUTPUT_BYTES = 16 * 1024 * 1024;
 const MAX_COMPLAINTS = 6;
 
 export interface AptOptions {
-  /** Kept between builds: `archives` and `lists`. */
-  readonly cacheDirectory: string;
+  /** Kept between builds. */
+  readonly cache: PackageCache;
+  readonly listsDirectory: string;
   /** For this build alone; must be empty. */
   readonly workDirectory: string;
   readonly sources: AptSources;
@@ -55,30 +34,22 @@ export interface AptOptions {
 export class Apt {
   readonly #options: AptOptions;
   readonly #configPath: string;
-  readonly sourcesPath: string;
-  readonly #archives: string;
   readonly #lists: string;
 
   constructor(options: AptOptions) {
     this.#options = options;
     const { workDirectory: work, machine, sources } = options;
     this.#configPath = join(work, 'apt.conf');
-    this.#archives = join(options.cacheDirectory, 'archives');
-    this.#lists = join(options.cacheDirectory, 'lists');
+    this.#lists = options.listsDirectory;
     const parts = join(work, 'sources.list.d');
-    for (const directory of [parts, join(this.#archives, 'partial'), join(this.#lists, 'partial')]) {
+    const archives = join(work, 'archives');
+    for (const directory of [parts, join(archives, 'partial'), join(this.#lists, 'partial')]) {
       mkdirSync(directory, { recursive: true, mode: 0o755 });
     }
-    this.sourcesPath = join(parts, `ct.${sources.format}`);
-    writeFileSync(this.sourcesPath, sources.text, { mode: 0o600 });
+    writeFileSync(join(parts, `ct.${sources.format}`), sources.text, { mode: 0o600 });
     writeFileSync(join(work, 'status'), '');
-    writeFileSync(
-      this.#configPath,
-      aptConfig({ work, parts, lists: this.#lists, archives: this.#archives, machine }),
-      {
-        mode: 0o600,
-      },
-    );
+    const config = aptConfig({ work, parts, lists: this.#lists, archives, machine });
+    writeFileSync(this.#configPath, config, { mode: 0o600 });
   }
 
   /**
@@ -105,10 +76,11 @@ export class Apt {
   }
 
   /**
-   * Throws IMAGE_DEFINITION_INVALID if a package does not exist, IMAGE_BUILD_FAILED with apt's words if packages do not
-   * go together.
+   * What `packages` come to: Debian's essential packages, these, and what all of them depend on, sorted by name. Throws
+   * IMAGE_DEFINITION_INVALID if a package does not exist, IMAGE_BUILD_FAILED with apt's words if packages do not go
+   * together.
    */
-  async resolve(suite: string, packages: readonly string[]): Promise<Resolution> {
+  async resolve(suite: string, packages: readonly string[]): Promise<readonly LockedPackage[]> {
     this.#options.progress({ phase: 'resolving', message: `choosing packages from Debian ${suite}` });
     // As mmdebstrap asks for its variant `essential`, so that both find the same.
     const essential = `?narrow(?or(?archive(^${suite}$),?codename(^${suite}$)),?architecture(amd64),?essential)`;
@@ -121,53 +93,48 @@ export class Apt {
     const all = await this.#simulate([...base.map(pin), ...packages]).catch((error) => {
       throw explainUnknown(messageOf(error), suite) ?? error;
     });
-    const inBase = new Set(base.map(pin));
-    return { base, others: all.filter((entry) => !inBase.has(pin(entry))) };
+    return this.#records(all);
   }
 
-  /** Fetches what the cache lacks or has damaged, and puts links to all of it into `into`. Throws IMAGE_BUILD_FAILED. */
-  async fetch(packages: readonly Package[], into: string): Promise<void> {
-    const digests = parseDigests(await this.#query('apt-cache', ['show', ...packages.map(pin)]));
-    const missing: Package[] = [];
-    for (const entry of packages) {
-      if (!(await this.#isCached(entry, digests.get(pin(entry))))) missing.push(entry);
-    }
-    if (missing.length > 0) {
-      this.#options.progress({
-        phase: 'downloading',
-        message: `downloading ${missing.length} package${missing.length === 1 ? '' : 's'}`,
-      });
-      await this.#download(missing);
-    }
-    for (const entry of packages) {
-      const path = join(this.#archives, fileName(entry));
-      chmodSync(path, 0o644);
-      linkSync(path, join(into, fileName(entry)));
-    }
+  /** What the signed lists say of these; throws IMAGE_BUILD_FAILED if there is one that they do not have. */
+  async #records(packages: readonly Package[]): Promise<readonly LockedPackage[]> {
+    const records = parseRecords(await this.#query('apt-cache', ['show', ...packages.map(pin)]));
+    return packages.map((entry) => {
+      const record = records.get(pin(entry));
+      if (record !== undefined) return record;
+      throw new CtError('IMAGE_BUILD_FAILED', `the package lists have no digest of ${pin(entry)}`);
+    });
   }
 
-  async #isCached(entry: Package, sha256: string | undefined): Promise<boolean> {
-    const path = join(this.#archives, fileName(entry));
-    if (!existsSync(path)) return false;
-    const hash = createHash('sha256');
-    for await (const chunk of createReadStream(path, { highWaterMark: 1024 * 1024 }))
-      hash.update(chunk as Buffer);
-    return sha256 !== undefined && hash.digest('hex') === sha256;
+  /** Of `packages`, those that the lists of now do not have with this version and digest. */
+  async unavailable(packages: readonly LockedPackage[]): Promise<readonly LockedPackage[]> {
+    // Names without a version: apt fails for versions that it has not.
+    const output = await this.#query('apt-cache', ['show', ...packages.map(({ name }) => name)]).catch(
+      (error) => {
+        if (/No packages found|Unable to locate package/.test(messageOf(error))) return '';
+        throw error;
+      },
+    );
+    const records = parseRecords(output);
+    return packages.filter((entry) => records.get(pin(entry))?.sha256 !== entry.sha256);
   }
 
-  /** The kernel package that Debian's cloud kernel of this moment stands for, and where its file is, fetched. */
-  async fetchKernel(): Promise<{ readonly package: Package; readonly path: string }> {
-    const kernel = await this.kernelPackage();
-    const path = join(this.#archives, fileName(kernel));
-    const digests = parseDigests(await this.#query('apt-cache', ['show', pin(kernel)]));
-    if (!(await this.#isCached(kernel, digests.get(pin(kernel))))) {
-      this.#options.progress({ phase: 'kernel', message: `downloading ${kernel.name}` });
-      await this.#download([kernel]);
-    }
-    return { package: kernel, path };
+  /** Fetches what the cache lacks or has damaged. Throws IMAGE_BUILD_FAILED, also if a file has another digest. */
+  async fetch(packages: readonly LockedPackage[]): Promise<void> {
+    const missing = await this.#options.cache.missing(packages);
+    if (missing.length === 0) return;
+    const message = `downloading ${missing.length} package${missing.length === 1 ? '' : 's'}`;
+    this.#options.progress({ phase: 'downloading', message });
+    await this.#download(missing);
   }
 
-  async kernelPackage(): Promise<Package> {
+  /** The kernel package that Debian's cloud kernel of this moment stands for. */
+  async kernel(): Promise<LockedPackage> {
+    const [kernel] = await this.#records([await this.#kernelPackage()]);
+    return kernel as LockedPackage;
+  }
+
+  async #kernelPackage(): Promise<Package> {
     const show = await this.#query('apt-cache', ['--no-all-versions', 'show', KERNEL_METAPACKAGE]);
     const match = /^Depends: (?:.*, )?(linux-image-[a-z0-9.+-]+-cloud-amd64) \(= ([^)]+)\)/m.exec(show);
     if (match === null) {
@@ -178,23 +145,22 @@ export class Apt {
     return { name: match[1] ?? '', version: match[2] ?? '', architecture: 'amd64' };
   }
 
-  /** Files of the package lists, for an apt inside the tree that is built. */
-  get listFiles(): readonly string[] {
-    return readdirSync(this.#lists, { withFileTypes: true })
-      .filter((entry) => entry.isFile() && entry.name !== 'lock')
-      .map((entry) => join(this.#lists, entry.name));
-  }
-
   /** `download` writes into the working directory, checks against the signed lists, and leaves a part on failure. */
-  async #download(packages: readonly Package[]): Promise<void> {
+  async #download(packages: readonly LockedPackage[]): Promise<void> {
     const directory = mkdtempSync(join(this.#options.workDirectory, 'download-'));
     const { exitCode, tail } = await this.#supervised(
       ['download', '-qq', '-o', 'APT::Status-Fd=1', ...packages.map(pin)],
       directory,
     );
     if (exitCode === 0) {
-      for (const entry of packages)
-        renameSync(join(directory, fileName(entry)), join(this.#archives, fileName(entry)));
+      for (const entry of packages) {
+        const wrong = await this.#options.cache.take(join(directory, fileName(entry)), entry);
+        if (wrong === undefined) continue;
+        throw new CtError(
+          'IMAGE_BUILD_FAILED',
+          `the file of ${pin(entry)} has the SHA-256 ${wrong.otherSha256} instead of ${entry.sha256}`,
+        );
+      }
       return;
     }
     throw (
@@ -249,15 +215,6 @@ function proxies(env: Readonly<NodeJS.ProcessEnv>): Record<string, string> {
   return Object.fromEntries(names.flatMap((name) => (env[name] ? [[name, env[name] ?? '']] : [])));
 }
 
-export function pin(entry: Package): string {
-  return `${entry.name}=${entry.version}`;
-}
-
-/** As apt names files in its archive directory: the colon of an epoch is escaped. */
-export function fileName(entry: Package): string {
-  return `${entry.name}_${entry.version.replaceAll(':', '%3a')}_${entry.architecture}.deb`;
-}
-
 /** `Inst name [old] (version Origin:… [arch])` lines of `apt-get -s`, sorted by name. */
 export function parseSimulation(output: string): Package[] {
   const lines = output.matchAll(
@@ -265,7 +222,7 @@ export function parseSimulation(output: string): Package[] {
   );
   return [...lines]
     .map(([, name = '', version = '', architecture = '']) => ({ name, version, architecture }))
-    .sort((a, b) => (a.name < b.name ? -1 : 1));
+    .sort(byName);
 }
 
 /** What apt says of names and versions that its lists do not have. */
@@ -282,17 +239,6 @@ export function explainUnknown(message: string, suite: string): CtError | undefi
         ? 'check its name: the apt sources that images are built from carry Debian itself, not other vendors'
         : 'Debian keeps only the newest version; name the package without one',
   });
-}
-
-/** `name=version` → SHA-256, of the paragraphs of `apt-cache show`. */
-export function parseDigests(output: string): ReadonlyMap<string, string> {
-  const digests = new Map<string, string>();
-  for (const stanza of parseStanzas(output)) {
-    const [name, version, sha256] = ['package', 'version', 'sha256'].map((field) => stanza.get(field));
-    if (name !== undefined && version !== undefined && sha256 !== undefined)
-      digests.set(`${name}=${version}`, sha256);
-  }
-  return digests;
 }
 
 /** The lines that say what is wrong: `E:`, `W:` and `Err:`. */

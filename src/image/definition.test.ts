@@ -102,7 +102,7 @@ test('`extends` adds packages and variables and replaces suite and user', () => 
       'version: 1\nextends: base\npackages: [curl, make=4.3-4.1]\nuser: { name: dev, uid: 1234 }\nenv: { A: own }\n',
   };
   withFiles(files, (directory) => {
-    const { digest, rootfsDigest, ...rest } = loadDefinition('own', [directory]);
+    const { digest, rootfsDigest, packagesDigest: _, ...rest } = loadDefinition('own', [directory]);
     assert.deepEqual(rest, {
       name: 'own',
       suite: 'bookworm',
@@ -110,6 +110,7 @@ test('`extends` adds packages and variables and replaces suite and user', () => 
       npm: [],
       user: { name: 'dev', uid: 1234, gid: 1234, home: '/home/dev' },
       env: { A: 'own', B: 'base', LANG: 'C.UTF-8', PATH: '/usr/local/bin:/usr/bin:/bin' },
+      holds: { setuid: [], writable: [], keys: [] },
     });
     assert.match(digest, /^[0-9a-f]{64}$/);
     assert.notEqual(digest, rootfsDigest);
@@ -130,7 +131,40 @@ test('the digests depend on what is asked for, not on how it is written', () => 
     assert.notEqual(a?.digest, c?.digest);
     assert.equal(a?.rootfsDigest, c?.rootfsDigest);
     assert.notEqual(a?.rootfsDigest, d?.rootfsDigest);
+    assert.equal(a?.packagesDigest, c?.packagesDigest);
+    assert.notEqual(a?.packagesDigest, d?.packagesDigest);
   });
+});
+
+test('`holds` is merged along `extends`, changes the file system and not the packages, and takes only plain paths', () => {
+  const files = {
+    'base.yml':
+      'version: 1\nsuite: bookworm\nholds: { setuid: [/usr/bin/newuidmap], keys: [/usr/share/x/a.pem] }\n',
+    'own.yml':
+      'version: 1\nextends: base\nholds: { setuid: [/usr/bin/newgidmap], writable: [/var/spool/x] }\n',
+    'none.yml': 'version: 1\nsuite: bookworm\n',
+  };
+  withFiles(files, (directory) => {
+    const [own, none] = ['own', 'none'].map((name) => loadDefinition(name, [directory]));
+    assert.deepEqual(own?.holds, {
+      setuid: ['/usr/bin/newgidmap', '/usr/bin/newuidmap'],
+      writable: ['/var/spool/x'],
+      keys: ['/usr/share/x/a.pem'],
+    });
+    assert.notEqual(own?.rootfsDigest, none?.rootfsDigest);
+    assert.equal(own?.packagesDigest, none?.packagesDigest);
+  });
+  for (const path of ['usr/bin/x', '/usr/../etc', '/usr/bin/*', '/usr/bin/', '"/a b"', '/', '""']) {
+    assert.match(
+      reportOf(`version: 1\nsuite: bookworm\nholds: { setuid: [${path}] }\n`),
+      /3:19: expected an absolute path/,
+      path,
+    );
+  }
+  assert.match(
+    reportOf('version: 1\nsuite: bookworm\nholds: { ports: [] }\n'),
+    /unknown key `ports` in `holds`/,
+  );
 });
 
 const INTEGRITY = `sha512-${'A'.repeat(86)}==`;

@@ -32,6 +32,16 @@ export interface NpmPackage {
   readonly integrity: string;
 }
 
+/** What an image may hold that is refused otherwise, as absolute paths: sorted, each once. */
+export interface ImageHolds {
+  /** Programs that keep their set-uid and set-gid bits. */
+  readonly setuid: readonly string[];
+  /** What everybody may write, besides /tmp and /var/tmp. */
+  readonly writable: readonly string[];
+  /** Files with a private key, as examples and tests have them. */
+  readonly keys: readonly string[];
+}
+
 /** A definition with everything it extends merged in. */
 export interface ImageDefinition {
   readonly name: string;
@@ -42,6 +52,9 @@ export interface ImageDefinition {
   readonly npm: readonly NpmPackage[];
   readonly user: ImageUser;
   readonly env: Readonly<Record<string, string>>;
+  readonly holds: ImageHolds;
+  /** Hex SHA-256 of what decides which packages it has: those asked for, and the suite. A lock is made for it. */
+  readonly packagesDigest: string;
   /** Hex SHA-256 of all of the above but the name. */
   readonly digest: string;
   /** Hex SHA-256 of what is inside the file system: without `env`, which only the manifest carries. */
@@ -66,6 +79,10 @@ const NPM_VERSION = /^[0-9]+\.[0-9]+\.[0-9]+(?:-[0-9A-Za-z.-]{1,64})?$/;
 const NPM_INTEGRITY = /^sha512-[A-Za-z0-9+/]{86}==$/;
 /** User-controlled; each is fetched by a program of its own. */
 const MAX_NPM_PACKAGES = 100;
+/** Names that need no quoting anywhere. */
+const HELD_PATH = /^(?:\/[A-Za-z0-9_+@][A-Za-z0-9._+@-]{0,127}){1,16}$/;
+/** User-controlled. */
+const MAX_HELD = 200;
 const SUITE = /^[a-z][a-z0-9-]{1,31}$/;
 const USER_NAME = /^[a-z][a-z0-9-]{0,30}$/;
 /** Where the workspace volume can give it a place; see docs/guest-link.md. */
@@ -87,6 +104,7 @@ interface DefinitionFile {
   readonly npm: readonly NpmPackage[];
   readonly user?: ImageUser;
   readonly env: Readonly<Record<string, string>>;
+  readonly holds: ImageHolds;
 }
 
 /**
@@ -117,11 +135,12 @@ export function definitionNames(directories: readonly string[]): readonly string
   return [...new Set(names.filter((file) => file.endsWith('.yml')).map((file) => file.slice(0, -4)))].sort();
 }
 
-function findDefinition(
-  name: string,
-  directories: readonly string[],
-  extendedBy: string | undefined,
-): SourceText {
+/** Where the lock of an image lies, whether there is one or not: beside its definition. Throws IMAGE_NOT_FOUND. */
+export function lockPath(name: string, directories: readonly string[]): string {
+  return join(findDirectory(name, directories, undefined), `${name}.lock.json`);
+}
+
+function findDirectory(name: string, directories: readonly string[], extendedBy: string | undefined): string {
   const directory = NAME.test(name)
     ? directories.find((candidate) => existsSync(join(candidate, `${name}.yml`)))
     : undefined;
@@ -134,7 +153,15 @@ function findDefinition(
         `defined are: ${names.join(', ') || 'none'}; docs/images.md says how to add one`,
     });
   }
-  const path = join(directory, `${name}.yml`);
+  return directory;
+}
+
+function findDefinition(
+  name: string,
+  directories: readonly string[],
+  extendedBy: string | undefined,
+): SourceText {
+  const path = join(findDirectory(name, directories, extendedBy), `${name}.yml`);
   return readSource(path, path, {
     maxBytes: MAX_DEFINITION_BYTES,
     code: 'IMAGE_DEFINITION_INVALID',
@@ -159,6 +186,7 @@ function resolve(name: string, chain: readonly DefinitionFile[]): ImageDefinitio
     npm: newest(chain.flatMap((file) => file.npm)),
     user: chain.findLast((file) => file.user !== undefined)?.user ?? DEFAULT_USER,
     env: sorted<string>(Object.assign({}, BASE_ENV, ...chain.map((file) => file.env))),
+    holds: mergeHolds(chain.map((file) => file.holds)),
   };
   const { name: userName, uid, gid, home } = content.user;
   const inside = [
@@ -168,10 +196,12 @@ function resolve(name: string, chain: readonly DefinitionFile[]): ImageDefinitio
     content.packages,
     [userName, uid, gid, home],
     ...npmInside(content.npm),
+    ...holdsInside(content.holds),
   ];
   return {
     name,
     ...content,
+    packagesDigest: sha256([suite, content.packages, ...npmInside(content.npm)]),
     digest: sha256([...inside, content.env]),
     rootfsDigest: sha256(inside),
   };
@@ -180,6 +210,16 @@ function resolve(name: string, chain: readonly DefinitionFile[]): ImageDefinitio
 /** Each name once, as it is listed last: an image may pin another version than the one it extends. */
 function newest(packages: readonly NpmPackage[]): readonly NpmPackage[] {
   return Object.values(sorted(Object.fromEntries(packages.map((entry) => [entry.name, entry]))));
+}
+
+function mergeHolds(all: readonly ImageHolds[]): ImageHolds {
+  const merge = (key: keyof ImageHolds): readonly string[] =>
+    [...new Set(all.flatMap((holds) => holds[key]))].sort();
+  return { setuid: merge('setuid'), writable: merge('writable'), keys: merge('keys') };
+}
+
+function holdsInside({ setuid, writable, keys }: ImageHolds): readonly unknown[] {
+  return setuid.length + writable.length + keys.length === 0 ? [] : [{ holds: [setuid, writable, keys] }];
 }
 
 /** Nothing if there are none, so that images without them keep their digests. */
@@ -199,7 +239,8 @@ function sorted<T>(record: Readonly<Record<string, T>>): Record<string, T> {
 
 // --------------------------------------------------------------------------------------------- one file
 
-const KEYS = ['version', 'extends', 'suite', 'packages', 'npm', 'user', 'env'];
+const KEYS = ['version', 'extends', 'suite', 'packages', 'npm', 'user', 'env', 'holds'];
+const HOLDS_KEYS = ['setuid', 'writable', 'keys'];
 const USER_KEYS = ['name', 'uid', 'gid', 'home'];
 
 /** Parses one file's text. Throws IMAGE_DEFINITION_INVALID. */
@@ -247,6 +288,7 @@ class Reader {
       packages: this.#packages(entries.get('packages')),
       npm: this.#npm(entries.get('npm')),
       env: this.#env(entries.get('env')),
+      holds: this.#holds(entries.get('holds')),
     };
   }
 
@@ -300,6 +342,34 @@ class Reader {
       } else packages.set(name, { name, version, integrity: value.text });
     }
     return [...packages.values()];
+  }
+
+  #holds(entry: YamlEntry | undefined): ImageHolds {
+    const nothing: ImageHolds = { setuid: [], writable: [], keys: [] };
+    if (entry === undefined || isScalar(entry.value, 'null')) return nothing;
+    if (entry.value.kind !== 'map') {
+      this.report(entry.value.span, `expected a mapping with ${list(HOLDS_KEYS)}`);
+      return nothing;
+    }
+    const entries = this.#keys(entry.value, HOLDS_KEYS, '`holds`');
+    return {
+      setuid: this.#paths(entries.get('setuid')),
+      writable: this.#paths(entries.get('writable')),
+      keys: this.#paths(entries.get('keys')),
+    };
+  }
+
+  #paths(entry: YamlEntry | undefined): string[] {
+    if (entry === undefined || isScalar(entry.value, 'null')) return [];
+    if (entry.value.kind !== 'list' || entry.value.items.length > MAX_HELD) {
+      this.report(entry.value.span, `expected a list of at most ${MAX_HELD} paths`);
+      return [];
+    }
+    return entry.value.items.flatMap((item) => {
+      if (isScalar(item, 'string') && HELD_PATH.test(item.text)) return [item.text];
+      this.report(item.span, 'expected an absolute path of letters, digits, `.`, `_`, `+`, `@` and `-`');
+      return [];
+    });
   }
 
   #user(node: YamlNode): ImageUser | undefined {

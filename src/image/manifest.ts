@@ -41,4 +41,28 @@ export interface ImageManifest {
     readonly version: string;
     readonly integrity: string;
   }[];
+  /** Every file with its owner and every package with its source and licences (inventory.ts); of images that ct built. */
+  readonly inventory?: BlobRef;
+  /** Absent where nobody knows what is inside. */
+  readonly sbom?: { readonly cyclonedx: BlobRef; readonly spdx: BlobRef };
+  /** sha256 of the lock that the packages are from; absent if there was none, or if it could not be met. */
+  readonly lock?: string;
+  /** There is a lock, and it could not be met: the packages are those of this machine's sources on that day. */
+  readonly local?: true;
+  /** What it was imported from; absent if it was built. Its programs are for a reader: jobs name their own. */
+  readonly imported?: {
+    readonly from: 'oci' | 'docker-archive' | 'raw' | 'qcow2';
+    /** Of the OCI manifest, of Docker's configuration, or of the disk's contents. */
+    readonly digest: string;
+    readonly entrypoint: readonly string[];
+    readonly command: readonly string[];
+    readonly workingDirectory: string;
+  };
+}
+
+/** All blobs of an image but the manifest itself. */
+export function blobsOf(manifest: ImageManifest): readonly BlobRef[] {
+  const { rootfs, kernel, initramfs, inventory, sbom } = manifest;
+  const described = [...(inventory ? [inventory] : []), ...(sbom ? [sbom.cyclonedx, sbom.spdx] : [])];
+  return [rootfs, kernel, initramfs, ...described];
 }

@@ -19,6 +19,25 @@ export interface BuildProgress {
   readonly message: string;
 }
 
+/** Where in a whole build a phase begins and ends, from 0 to 1: measured with debian-12 and a warm cache. */
+const SPANS: Readonly<Record<BuildPhase, readonly [number, number]>> = {
+  waiting: [0, 0],
+  resolving: [0, 0.06],
+  downloading: [0.06, 0.12],
+  unpacking: [0.12, 0.45],
+  configuring: [0.45, 0.7],
+  cleaning: [0.7, 0.72],
+  filesystem: [0.72, 0.92],
+  kernel: [0.92, 0.95],
+  storing: [0.95, 1],
+};
+
+/** How far the whole build is, 0 to 1, as far as one can tell. */
+export function overallFraction({ phase, fraction = 0 }: BuildProgress): number {
+  const [start, end] = SPANS[phase];
+  return start + (end - start) * fraction;
+}
+
 /** `dlstatus:4:12.5:Retrieving file 21 of 163`, from apt's status descriptor (README.progress-reporting of apt). */
 export function downloadProgress(line: string): BuildProgress | undefined {
   const match = /^dlstatus:[^:]*:([0-9.]+):/.exec(line);
@@ -62,6 +81,7 @@ export class BuildOutput {
     }
     if (line === 'ct: npm') return { phase: 'unpacking', message: 'unpacking npm packages' };
     if (line === 'ct: cleaning') return { phase: 'cleaning', message: 'removing caches, logs and keys' };
+    if (line === 'ct: inventory') return { phase: 'filesystem', message: 'listing what is in the image' };
     if (line === 'ct: filesystem') return { phase: 'filesystem', message: 'writing the file system' };
     return undefined;
   }

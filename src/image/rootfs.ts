@@ -17,21 +17,26 @@ import {
 } from 'node:fs';
 import { basename, join } from 'node:path';
 import { CtError } from '../core/errors.ts';
-import { type Apt, outOfSpace, pin, type Resolution } from './apt.ts';
+import { outOfSpace } from './apt.ts';
 import type { ImageDefinition } from './definition.ts';
+import { repositorySource, writeRepositoryLists } from './local-repository.ts';
 import { type NpmArchive, npmPlan } from './npm.ts';
+import type { PackageCache } from './package-cache.ts';
+import { type LockedPackage, pin } from './packages.ts';
 import { BuildOutput, type BuildProgress } from './progress.ts';
 import { IMAGE_EPOCH } from './recipe.ts';
 import { makeScratch } from './scratch.ts';
 import { HOOKS_DIRECTORY, PROGRAM_PATH, runSupervised } from './supervised.ts';
+import { readTree, TREE_FILES, type Tree } from './tree.ts';
 
 /** Lines of a failed build that its message repeats; the log has more. */
 const SHOWN_LINES = 15;
 
 export interface RootfsOptions {
   readonly definition: ImageDefinition;
-  readonly resolution: Resolution;
-  readonly apt: Apt;
+  /** All of them, with what they depend on; their files are in the cache. */
+  readonly packages: readonly LockedPackage[];
+  readonly cache: PackageCache;
   readonly npm: readonly NpmArchive[];
   /** For this build alone, on the file system of CT_HOME. */
   readonly workDirectory: string;
@@ -41,19 +46,28 @@ export interface RootfsOptions {
   readonly owner: string;
   readonly progress: (event: BuildProgress) => void;
   readonly signal: AbortSignal | undefined;
+  /** More variables for the build: to prove that they change nothing. */
+  readonly surroundings?: Readonly<Record<string, string>>;
+}
+
+export interface Rootfs {
+  /** The EROFS image, in `workDirectory`. */
+  readonly path: string;
+  readonly tree: Tree;
 }
 
 /**
- * Builds it and returns the path of the EROFS image, in `workDirectory`. The same packages always give the same bytes.
+ * Builds it. The same packages always give the same bytes.
  * Throws IMAGE_BUILD_FAILED, STORE_FULL, REQUIREMENT_MISSING, CANCELLED; the tree is gone in any case.
  */
-export async function buildRootfs(options: RootfsOptions): Promise<string> {
-  const { definition, resolution, apt, progress } = options;
-  const packages = [...resolution.base, ...resolution.others];
+export async function buildRootfs(options: RootfsOptions): Promise<Rootfs> {
+  const { definition, packages, cache, progress, signal } = options;
   const exchange = join(options.workDirectory, 'exchange');
   for (const name of ['', 'debs', 'lists', 'hooks', 'npm']) makeDirectory(join(exchange, name));
-  await apt.fetch(packages, join(exchange, 'debs'));
-  for (const path of apt.listFiles) publish(path, join(exchange, 'lists', basename(path)));
+  cache.link(packages, join(exchange, 'debs'));
+  await writeRepositoryLists(join(exchange, 'lists'), definition.suite, packages, cache, signal);
+  const sourcesPath = join(options.workDirectory, 'packages.list');
+  writeFileSync(sourcesPath, repositorySource(definition.suite));
   for (const name of readdirSync(HOOKS_DIRECTORY))
     publish(join(HOOKS_DIRECTORY, name), join(exchange, 'hooks', name));
   for (const archive of options.npm) publish(archive.path, join(exchange, 'npm', basename(archive.path)));
@@ -62,10 +76,15 @@ export async function buildRootfs(options: RootfsOptions): Promise<string> {
     npmPlan(options.npm, ({ path }) => basename(path)),
     { mode: 0o644 },
   );
+  writeFileSync(join(exchange, 'setuid'), definition.holds.setuid.map((path) => `${path}\n`).join(''), {
+    mode: 0o644,
+  });
   const rootfs = join(exchange, 'rootfs');
-  // The root of a user namespace writes it through the descriptor; the directory above is closed to all others.
-  writeFileSync(rootfs, '');
-  chmodSync(rootfs, 0o666);
+  // The root of a user namespace writes them through the descriptor; the directory above is closed to all others.
+  for (const name of ['rootfs', ...TREE_FILES]) {
+    writeFileSync(join(exchange, name), '');
+    chmodSync(join(exchange, name), 0o666);
+  }
 
   const output = new BuildOutput(packages.length);
   const scratchDirectory = makeScratch(options);
@@ -75,8 +94,8 @@ export async function buildRootfs(options: RootfsOptions): Promise<string> {
   let result: Awaited<ReturnType<typeof runSupervised>>;
   try {
     result = await runSupervised({
-      argv: mmdebstrapArguments(definition.suite, resolution, apt.sourcesPath),
-      env: environment(definition, scratchDirectory),
+      argv: mmdebstrapArguments(definition.suite, packages, sourcesPath),
+      env: { ...options.surroundings, ...environment(definition, scratchDirectory) },
       scratchDirectory,
       extraFd: exchangeFd,
       signal: options.signal,
@@ -91,10 +110,15 @@ export async function buildRootfs(options: RootfsOptions): Promise<string> {
   if (result.exitCode !== 0) throw failure(result, output.last, options);
   chmodSync(rootfs, 0o600);
   if (statSync(rootfs).size === 0) throw failure(result, output.last, options);
-  return rootfs;
+  const metadataDirectory = join(options.workDirectory, 'metadata');
+  return { path: rootfs, tree: await readTree(exchange, metadataDirectory, signal) };
 }
 
-function mmdebstrapArguments(suite: string, resolution: Resolution, sourcesPath: string): readonly string[] {
+function mmdebstrapArguments(
+  suite: string,
+  packages: readonly LockedPackage[],
+  sourcesPath: string,
+): readonly string[] {
   return [
     'mmdebstrap',
     '--mode=unshare',
@@ -102,9 +126,9 @@ function mmdebstrapArguments(suite: string, resolution: Resolution, sourcesPath:
     '--architectures=amd64',
     '--format=null',
     '--verbose',
-    // The lists are there; the sources say which key signs them; the hook cleans more than mmdebstrap would.
+    // The lists are there, and need no signature (local-repository.ts); the hook cleans more than mmdebstrap would.
     '--skip=update,check/signed-by,cleanup',
-    ...resolution.others.map((entry) => `--include=${pin(entry)}`),
+    ...packages.map((entry) => `--include=${pin(entry)}`),
     // Constant: scripts are reached through the descriptor, see hooks/setup.sh.
     '--setup-hook=sh /proc/self/fd/3/hooks/setup.sh "$1"',
     '--customize-hook=sh /proc/self/fd/3/hooks/customize.sh "$1"',

@@ -35,6 +35,8 @@ function manifestOf(name: string, rootfs: BlobRef): ImageManifest {
     env: {},
     definitionDigest: `sha256:${hash}`,
     packages: [],
+    inventory: rootfs,
+    sbom: { cyclonedx: rootfs, spdx: rootfs },
   };
 }
 

@@ -15,7 +15,8 @@ import { createReadStream, mkdirSync } from 'node:fs';
 import { chmod, mkdir, open, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { CtError, toCtError } from '../core/errors.ts';
-import type { BlobRef, ImageManifest } from './manifest.ts';
+import type { Inventory } from './inventory.ts';
+import { type BlobRef, blobsOf, type ImageManifest } from './manifest.ts';
 
 export interface StoredImage {
   readonly name: string;
@@ -105,7 +106,7 @@ export class ImageStore {
 
   /** Compares every part of an image with its digest, whatever was compared before. Throws IMAGE_CORRUPT. */
   async verifyImage(manifest: ImageManifest): Promise<void> {
-    for (const ref of [manifest.rootfs, manifest.kernel, manifest.initramfs]) {
+    for (const ref of blobsOf(manifest)) {
       const path = this.#blobPath(ref.digest);
       await this.#stamp(ref, path);
       await this.#compare(ref, path);
@@ -212,6 +213,11 @@ export class ImageStore {
     return readFile(await this.checkedBlobPath(ref));
   }
 
+  /** The inventory of an image. Throws IMAGE_CORRUPT. */
+  async readInventory(ref: BlobRef): Promise<Inventory> {
+    return JSON.parse((await this.readBlob(ref)).toString('utf8')) as Inventory;
+  }
+
   /** A new empty directory below tmp/. The caller removes it. */
   async makeWorkDirectory(): Promise<string> {
     const path = this.#temporaryPath();
@@ -235,7 +241,7 @@ export class ImageStore {
       used.add(hexOf(image.digest));
       const manifest = await this.manifest(image.digest).catch(() => undefined);
       if (manifest === undefined) continue;
-      for (const ref of [manifest.rootfs, manifest.kernel, manifest.initramfs]) used.add(hexOf(ref.digest));
+      for (const ref of blobsOf(manifest)) used.add(hexOf(ref.digest));
     }
     for (const file of await readdir(join(this.#home, 'parts'))) {
       const part = await this.#readJson<Readonly<Record<string, Partial<BlobRef>>>>(join('parts', file));

@@ -43,6 +43,15 @@ export function formatBytes(bytes: number): string {
 }
 
 /** `text` for a place within one line of ours: no control characters, no line breaks. */
+const BAR_CELLS = 20;
+
+/** `[########············] 42 %` of a fraction from 0 to 1. */
+export function progressBar(fraction: number): string {
+  const bounded = Math.min(1, Math.max(0, fraction));
+  const full = Math.round(bounded * BAR_CELLS);
+  return `[${'#'.repeat(full)}${'·'.repeat(BAR_CELLS - full)}] ${Math.round(bounded * 100)} %`;
+}
+
 export function oneLine(text: string): string {
   return printable(text)
     .replaceAll(/[\n\t]+/g, ' ')

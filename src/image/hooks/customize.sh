@@ -41,6 +41,10 @@ rm -rf etc/dpkg/dpkg.cfg.d/ct-build etc/apt/apt.conf.d/98ct-build \
   etc/apt/apt.conf.d/00mmdebstrap etc/apt/apt.conf.d/99mmdebstrap etc/dpkg/dpkg.cfg.d/99mmdebstrap \
   etc/apt/sources.list etc/apt/sources.list.d/*
 rm -rf var/cache/apt var/lib/apt
+# What mmdebstrap puts there while packages are installed, so that no service starts; it puts things right later, and finds
+# nothing left to do.
+rm -f usr/sbin/policy-rc.d
+[ ! -e usr/sbin/start-stop-daemon.REAL ] || mv -f usr/sbin/start-stop-daemon.REAL usr/sbin/start-stop-daemon
 if [ -x usr/bin/apt-get ]; then
   mkdir -p var/cache/apt/archives/partial var/lib/apt/lists/partial
 else
@@ -63,8 +67,11 @@ rm -f etc/passwd- etc/group- etc/shadow- etc/gshadow- etc/subuid- etc/subgid- et
 # Secrets and identity: every VM makes its own.
 rm -rf etc/ssh/ssh_host_* etc/ssl/private/* root/.gnupg root/.ssh root/.rnd root/.cache root/.wget-hsts \
   var/lib/dbus/machine-id var/lib/systemd/random-seed var/lib/systemd/credential.secret etc/machine-id
-# The root is mounted nosuid, and jobs cannot gain privileges: these bits would only look like something.
-find . -xdev -type f -perm /6000 -exec chmod a-s {} +
+# The root is mounted nosuid, and jobs cannot gain privileges: these bits would only look like something. Those of files
+# that the definition names stay.
+find . -xdev -type f -perm /6000 -printf '/%P\n' | grep -vxFf /proc/self/fd/3/setuid | while IFS= read -r path; do
+  chmod a-s ".$path"
+done
 
 say accounts
 printf '%s:x:%s:%s:%s:%s:/bin/bash\n' \
@@ -90,6 +97,20 @@ for file in etc/hostname etc/machine-id etc/hosts etc/resolv.conf; do
   rm -f "$file"
   : >"$file"
 done
+
+# What there is now, for the inventory (tree.ts): every file, its digests, keys, and what packages say of themselves.
+say inventory
+{
+  find . -xdev -path ./.ct -prune -o -path './dev/*' -prune -o -printf '%y %m %U %G %s\0%P\0%l\0'
+} >/proc/self/fd/3/tree
+find . -xdev -path ./.ct -prune -o -path './dev/*' -prune -o -type f -print0 >"$work/names"
+xargs -0r sha256sum -z <"$work/names" >/proc/self/fd/3/sha256
+xargs -0r sha1sum -z <"$work/names" >/proc/self/fd/3/sha1
+{
+  xargs -0r grep -IlZ -D skip -E -e '^-----BEGIN ([A-Z0-9]+ )*PRIVATE KEY( BLOCK)?-----' <"$work/names" || true
+} >/proc/self/fd/3/keys
+grep -zE '^\./(var/lib/dpkg/(status|diversions|info/[^/]*\.list)|usr/share/doc/.*/copyright|usr/local/lib/node_modules/.*/package\.json)$' \
+  <"$work/names" | tar --create --null --no-recursion --files-from=- --file=/proc/self/fd/3/metadata.tar
 
 say filesystem
 # No extended attributes: file capabilities are as useless as set-uid bits, and look different from a user

@@ -1,0 +1,153 @@
+/** What is different between two images, or between the locks of two. */
+import type { InventoryFile } from './inventory.ts';
+import type { ImageLock } from './lock-file.ts';
+import { diffPackages, type PackageDifference, type VersionedPackage } from './package-diff.ts';
+import { compareSemver } from './scan/semver.ts';
+
+/** One side of a comparison, as far as it is known: a lock has no files and no size. */
+export interface DiffSide {
+  /** How messages call it. */
+  readonly label: string;
+  readonly packages: readonly VersionedPackage[];
+  readonly npm: readonly VersionedPackage[];
+  readonly kernel: string | undefined;
+  readonly guestAgent?: string;
+  readonly sizeBytes?: number;
+  readonly files?: readonly InventoryFile[];
+}
+
+export interface ImageDiff {
+  readonly from: string;
+  readonly to: string;
+  readonly packages: readonly PackageDifference[];
+  readonly npm: readonly PackageDifference[];
+  readonly kernel?: { readonly from: string; readonly to: string };
+  readonly guestAgentChanged: boolean;
+  readonly sizeBytes?: { readonly from: number; readonly to: number };
+  readonly files?: {
+    readonly added: readonly string[];
+    readonly removed: readonly string[];
+    readonly changed: readonly string[];
+  };
+}
+
+export function lockSide(lock: ImageLock, label: string): DiffSide {
+  return {
+    label,
+    packages: lock.packages,
+    npm: lock.npm,
+    kernel: `${lock.kernel.name} ${lock.kernel.version}`,
+    guestAgent: lock.guestAgent,
+  };
+}
+
+export function diffSides(from: DiffSide, to: DiffSide): ImageDiff {
+  const bothKernels = from.kernel !== undefined && to.kernel !== undefined && from.kernel !== to.kernel;
+  const bothSizes = from.sizeBytes !== undefined && to.sizeBytes !== undefined;
+  return {
+    from: from.label,
+    to: to.label,
+    packages: diffPackages(from.packages, to.packages),
+    npm: diffPackages(from.npm, to.npm, compareSemver),
+    ...(bothKernels ? { kernel: { from: from.kernel, to: to.kernel } } : {}),
+    guestAgentChanged:
+      from.guestAgent !== undefined && to.guestAgent !== undefined && from.guestAgent !== to.guestAgent,
+    ...(bothSizes ? { sizeBytes: { from: from.sizeBytes, to: to.sizeBytes } } : {}),
+    ...(from.files && to.files ? { files: diffFiles(from.files, to.files) } : {}),
+  };
+}
+
+export function isSame(diff: ImageDiff): boolean {
+  const { packages, npm, kernel, guestAgentChanged, files } = diff;
+  const changedFiles =
+    files === undefined ? 0 : files.added.length + files.removed.length + files.changed.length;
+  return packages.length + npm.length + changedFiles === 0 && kernel === undefined && !guestAgentChanged;
+}
+
+function diffFiles(
+  from: readonly InventoryFile[],
+  to: readonly InventoryFile[],
+): NonNullable<ImageDiff['files']> {
+  const [before, after] = [from, to].map(
+    (list) => new Map(list.map((entry) => [entry.path, identity(entry)])),
+  );
+  const added: string[] = [];
+  const changed: string[] = [];
+  for (const [path, now] of after ?? []) {
+    const old = before?.get(path);
+    if (old === undefined) added.push(path);
+    else if (old !== now) changed.push(path);
+  }
+  return { added, removed: [...(before?.keys() ?? [])].filter((path) => !after?.has(path)), changed };
+}
+
+function identity({ type, mode, uid, gid, sha256, target }: InventoryFile): string {
+  return [type, mode, uid, gid, sha256 ?? target ?? ''].join(' ');
+}
+
+// ----------------------------------------------------------------------------------------------- Markdown
+
+/** A comment of a pull request has 65,536 characters at most, and nobody reads as many rows. */
+const MAX_ROWS = 200;
+const MAX_FILES = 50;
+
+/** For a pull request. Names and versions were checked where they were read; they are shown as code all the same. */
+export function diffMarkdown(diff: ImageDiff, formatBytes: (bytes: number) => string): string {
+  const { packages, npm, kernel, guestAgentChanged, sizeBytes, files } = diff;
+  const lines = [`### Image: ${code(diff.from)} → ${code(diff.to)}`, ''];
+  if (isSame(diff)) return `${[...lines, 'No difference.'].join('\n')}\n`;
+  const count = (change: (entry: PackageDifference) => boolean): number =>
+    [...packages, ...npm].filter(change).length;
+  const added = count(({ change }) => change === 'added');
+  const removed = count(({ change }) => change === 'removed');
+  lines.push(
+    `Packages: ${added} added, ${removed} removed, ${packages.length + npm.length - added - removed} changed.${
+      sizeBytes ? ` Size: ${sizeText(sizeBytes, formatBytes)}.` : ''
+    }`,
+  );
+  if (kernel) lines.push('', `Kernel: ${code(kernel.from)} → ${code(kernel.to)}`);
+  if (guestAgentChanged) lines.push('', 'The guest agent is another.');
+  lines.push(...table('Package', packages), ...table('npm package', npm));
+  if (files) {
+    for (const [what, paths] of Object.entries(files)) lines.push(...fileList(what, paths));
+  }
+  return `${lines.join('\n')}\n`;
+}
+
+function sizeText(
+  { from, to }: { from: number; to: number },
+  formatBytes: (bytes: number) => string,
+): string {
+  if (from === to) return `${formatBytes(to)}, as before`;
+  return `${formatBytes(from)} → ${formatBytes(to)} (${to > from ? '+' : '−'}${formatBytes(Math.abs(to - from))})`;
+}
+
+function table(title: string, rows: readonly PackageDifference[]): readonly string[] {
+  if (rows.length === 0) return [];
+  const shown = rows.slice(0, MAX_ROWS).map(({ name, change, from, to }) => {
+    const cell = (text: string | undefined): string => (text === undefined ? '' : code(text));
+    return `| ${code(name)} | ${change} | ${cell(from)} | ${cell(to)} |`;
+  });
+  const more = rows.length > MAX_ROWS ? ['', `… and ${rows.length - MAX_ROWS} more.`] : [];
+  return ['', `| ${title} | Change | From | To |`, '|---|---|---|---|', ...shown, ...more];
+}
+
+function fileList(what: string, paths: readonly string[]): readonly string[] {
+  if (paths.length === 0) return [];
+  const shown = paths.slice(0, MAX_FILES).map((path) => `- ${code(path)}`);
+  const more = paths.length > MAX_FILES ? [`- … and ${paths.length - MAX_FILES} more`] : [];
+  return [
+    '',
+    `<details><summary>${paths.length} files ${what}</summary>`,
+    '',
+    ...shown,
+    ...more,
+    '',
+    '</details>',
+  ];
+}
+
+/** Names of files may hold anything: no backtick ends the code, no pipe the cell, no line break the line. */
+function code(text: string): string {
+  return `\`${text.replaceAll(/[`|\p{Cc}]/gu, '?')}\``;
+}
