@@ -4,7 +4,6 @@
  */
 import type { Readable } from 'node:stream';
 import { type CtError, toCtError } from '../core/errors.ts';
-import { AuditFrame } from '../protocol/audit.ts';
 import { FrameParser } from './frame-parser.ts';
 import { type AuditLimits, AuditWriter } from './segment-writer.ts';
 import type { AuditSummary } from './summary.ts';
@@ -15,8 +14,13 @@ export const SILENCE_MS = 2000;
 const SILENCE_CHECK_MS = 250;
 /** Between two looks at how far the disk is; what is read from a socket at once is no more. */
 const SLICE_BYTES = 65_536;
-/** A heartbeat says that everything before it was sent; the first one may have been on its way already. */
-const HEARTBEATS_UNTIL_SETTLED = 2;
+
+/** Numbers of the records that come next. */
+export interface AuditPosition {
+  /** By CPU. */
+  readonly cpus: readonly number[];
+  readonly processes: number;
+}
 
 export interface AuditRecorderOptions {
   /** After the hello. It belongs to the recorder from now on. */
@@ -51,8 +55,7 @@ export class AuditRecorder {
   /** The guest cannot be heard because it is us who do not listen. */
   #isBusy = false;
   #isFinishing = false;
-  #heartbeats = 0;
-  readonly #waiting: { readonly from: number; readonly done: () => void }[] = [];
+  #waiting: { readonly position: AuditPosition; readonly done: () => void } | undefined;
 
   constructor(options: AuditRecorderOptions) {
     this.#channel = options.channel;
@@ -63,7 +66,6 @@ export class AuditRecorder {
     this.#parser = new FrameParser(options.cpus, (frame) => {
       this.#writer.append(frame, this.#now());
       this.#heardAt = this.#monotonic();
-      if (frame.type === AuditFrame.heartbeat) this.#heartbeat();
     });
     this.#heardAt = this.#monotonic();
     this.#timer = setInterval(() => this.#checkSilence(), SILENCE_CHECK_MS);
@@ -79,12 +81,22 @@ export class AuditRecorder {
     return this.#lost.promise;
   }
 
-  /** Resolves when everything that happened in the guest before this call is on record, or never will be. */
-  async settled(): Promise<void> {
-    if (this.#failure) return;
-    const { promise, resolve } = Promise.withResolvers<void>();
-    this.#waiting.push({ from: this.#heartbeats, done: resolve });
-    await Promise.race([promise, this.#lost.promise]);
+  /**
+   * Waits until the record has reached `position`: what the guest's kernel had numbered when the job had ended. Returns
+   * whether it has: not if that takes longer than `timeoutMs`, or the record is lost before. One at a time.
+   */
+  async reaches(position: AuditPosition, timeoutMs: number): Promise<boolean> {
+    const { promise, resolve } = Promise.withResolvers<boolean>();
+    this.#waiting = { position, done: () => resolve(true) };
+    const timer = setTimeout(() => resolve(false), timeoutMs);
+    void this.#lost.promise.then(() => resolve(false));
+    this.#checkPosition();
+    try {
+      return await promise;
+    } finally {
+      clearTimeout(timer);
+      this.#waiting = undefined;
+    }
   }
 
   /**
@@ -122,6 +134,7 @@ export class AuditRecorder {
   async #take(chunk: Buffer): Promise<void> {
     for (let at = 0; at < chunk.length && this.#failure === undefined; at += SLICE_BYTES) {
       this.#parser.push(chunk.subarray(at, at + SLICE_BYTES));
+      this.#checkPosition();
       if (!this.#writer.isFull) continue;
       this.#isBusy = true;
       await this.#writer.ready();
@@ -135,11 +148,12 @@ export class AuditRecorder {
     return error instanceof Error && error.name === 'CtError';
   }
 
-  #heartbeat(): void {
-    this.#heartbeats += 1;
-    while (this.#waiting[0] && this.#heartbeats >= this.#waiting[0].from + HEARTBEATS_UNTIL_SETTLED) {
-      this.#waiting.shift()?.done();
-    }
+  #checkPosition(): void {
+    if (!this.#waiting) return;
+    const { position, done } = this.#waiting;
+    const { cpus, processRecords } = this.#parser.counts;
+    const isThere = position.cpus.every((next, cpu) => (cpus[cpu]?.records ?? 0) >= next);
+    if (isThere && processRecords >= position.processes) done();
   }
 
   #isSilent(): boolean {

@@ -2,7 +2,7 @@
  * Writes the record of a run: frames as they came into blocks, which are chained, compressed and appended to segments
  * (segment-format.ts). It chains while frames come in; compressing and writing happen on other threads, of a few blocks
  * at a time, and {@link AuditWriter.ready} holds whoever brings frames back until they have caught up. Memory is bounded by
- * that: up to six blocks as they came and five as compressed, about 11 MiB.
+ * that: four blocks as they came and as many as compressed, less than 8 MiB.
  */
 import { open } from 'node:fs/promises';
 import { promisify } from 'node:util';
@@ -53,8 +53,8 @@ export function maxAuditBytes({ runBytes }: AuditLimits): number {
 
 /** Heartbeats alone need not be in a file soon. */
 const HEARTBEAT_FLUSH_MS = 10_000;
-/** Blocks that are being compressed and written. */
-const MAX_BLOCKS_UNDER_WAY = 4;
+/** Blocks that are being compressed and written: more would only take memory, as there is one processor for all. */
+const MAX_BLOCKS_UNDER_WAY = 2;
 /** The fastest level: what it leaves is 6 to 10 bytes a call, and one processor has to chain and compress. */
 const ZSTD_LEVEL = 1;
 

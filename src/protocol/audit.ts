@@ -13,6 +13,8 @@
  *     20  u32  bytes of payload
  *     24  u64  records of this cpu that were lost; anything but 0 ends the run
  *
+ * A heartbeat has no records, and number 0.
+ *
  * System call, 64 bytes:
  *
  *     0   u64  nanoseconds of the guest's monotonic clock

@@ -207,19 +207,23 @@ function recorderOf(
 test('the recorder keeps what comes in pieces of any size, and says when the guest has sent all of it', async () => {
   using scratch = scratchDirectory();
   const directory = join(scratch.path, RUN);
-  const frames = framesOf(4, 60);
+  const guest = new SyntheticGuest(4, CPUS);
+  const frames = guest.frames(60);
   const stream = Buffer.concat(frames);
   const { channel, recorder } = recorderOf(directory, { pending: stream.subarray(0, 50) });
   for (const piece of new SeededRandom(4).pieces(stream.subarray(50))) channel.write(piece);
-  await sleep(50); // some of these are heartbeats
-  const settled = recorder.settled().then(() => 'settled');
-  assert.equal(await Promise.race([settled, sleep(50, 'waiting')]), 'waiting');
-  channel.write(heartbeatFrame());
-  assert.equal(await Promise.race([settled, sleep(50, 'waiting')]), 'waiting');
-  channel.write(heartbeatFrame());
-  assert.equal(await settled, 'settled');
+  const counter = new FrameParser(CPUS, () => {});
+  counter.push(stream);
+  const { cpus, processRecords: processes } = counter.counts;
+  const position = { cpus: cpus.map(({ records }) => records), processes };
+  assert.equal(await recorder.reaches(position, 5000), true);
+  assert.equal(await recorder.reaches(position, 5000), true, 'where it is already');
+  assert.equal(await recorder.reaches({ ...position, processes: processes + 1 }, 30), false);
+  const waiting = recorder.reaches({ ...position, cpus: [(cpus[0]?.records ?? 0) + 3, 0] }, 5000);
+  channel.write(guest.syscalls(0, 3));
+  assert.equal(await waiting, true);
   const summary = await recorder.finish();
-  assert.equal(summary.counts.frames, frames.length + 2);
+  assert.equal(summary.counts.frames, frames.length + 1);
   assert.equal(summary.violation, undefined);
   assert.deepEqual(parseAuditSummary(JSON.parse(JSON.stringify(summary))), summary);
   await sealAudit(directory, factsOf(RUN), summary, await hostSigner(join(scratch.path, 'keys')));
@@ -247,7 +251,7 @@ test('AUDIT_INCOMPLETE when the guest is silent, closes the channel, or leaves a
     const error = await recorder.lost;
     if (reason === 'silent') assert.ok(performance.now() - before >= 250, 'too early');
     assert.equal(error.code, reason === 'malformed' ? 'GUEST_PROTOCOL' : 'AUDIT_INCOMPLETE');
-    await recorder.settled();
+    assert.equal(await recorder.reaches({ cpus: [100], processes: 0 }, 5000), false);
     const summary = await recorder.finish();
     assert.equal(summary.violation?.reason, reason);
     assert.equal(summary.counts.frames, 1);
@@ -332,9 +336,7 @@ test('a guest is held back while the disk is slower than it, and memory stays bo
     const now = process.memoryUsage();
     most = Math.max(most, now.external + now.arrayBuffers - before.external - before.arrayBuffers);
   }
-  channel.write(heartbeatFrame());
-  channel.write(heartbeatFrame());
-  await recorder.settled();
+  assert.equal(await recorder.reaches({ cpus: [600_000, 600_000], processes: 0 }, 10_000), true);
   const summary = await recorder.finish();
   assert.equal(summary.violation, undefined);
   assert.equal(summary.counts.cpus[0]?.records, 600_000);
