@@ -1,21 +1,24 @@
 import { CtError } from '../core/errors.ts';
 
 /** What is wrong with a stored record. The words stay the same: `ct audit verify --json` prints them. */
-export type DamageKind =
-  | 'segment-missing'
+export const DAMAGE_KINDS = [
+  'segment-missing',
   /** A file that lies beyond the last segment. */
-  | 'segment-extra'
+  'segment-extra',
   /** Another segment of the same run lies where this one belongs. */
-  | 'segment-moved'
+  'segment-moved',
   /** A segment of another run. */
-  | 'segment-foreign'
-  | 'truncated'
-  | 'extended'
-  | 'changed'
+  'segment-foreign',
+  'truncated',
+  'extended',
+  'changed',
   /** The files are what was sealed, but what they hold and what the seal says about it are not the same. */
-  | 'contradiction'
-  | 'seal-invalid'
-  | 'seal-foreign';
+  'contradiction',
+  'seal-invalid',
+  'seal-foreign',
+] as const;
+
+export type DamageKind = (typeof DAMAGE_KINDS)[number];
 
 export interface DamagePlace {
   /** Name in the directory of the record. */

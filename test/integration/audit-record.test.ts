@@ -16,6 +16,7 @@ import { join } from 'node:path';
 import { PassThrough } from 'node:stream';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { DAMAGE_KINDS } from '../../src/audit/damage.ts';
 import { FrameParser } from '../../src/audit/frame-parser.ts';
 import { HOST_KEY_NAME, hostSigner, trustKeyFile } from '../../src/audit/host-key.ts';
 import { guestClockOffsetNs, readAudit, syscallCode } from '../../src/audit/reader.ts';
@@ -29,6 +30,7 @@ import { verifyAudit } from '../../src/audit/verify.ts';
 import { ParsedOptions } from '../../src/cli/command.ts';
 import { run as auditVerify } from '../../src/cli/commands/audit/verify.ts';
 import type { Output } from '../../src/cli/output.ts';
+import { installRoot } from '../../src/core/install.ts';
 import { heartbeatFrame, SyntheticGuest } from '../support/audit-frames.ts';
 import { CPUS, factsOf, framesOf, SMALL_LIMITS, sealedRecord, storeRecord } from '../support/audit-record.ts';
 import { SeededRandom } from '../support/egress-random.ts';
@@ -466,4 +468,13 @@ test('ct audit verify trusts the key it is given, and no other', async () => {
   await assert.rejects(verifyCommand(scratch.path, [RUN], [['key', ['/nonexistent']]]), {
     code: 'TRUST_INVALID',
   });
+});
+
+test('docs/audit.md explains every kind of damage', () => {
+  const page = readFileSync(join(installRoot, 'docs/audit.md'), 'utf8');
+  const [, table = ''] = page.split('| `damage` | |');
+  assert.deepEqual(
+    [...table.matchAll(/`([a-z]+-?[a-z]*)`(?=[^|]*\|[^|]+\|)/g)].map(([, kind]) => kind).sort(),
+    [...DAMAGE_KINDS].sort(),
+  );
 });
