@@ -258,6 +258,80 @@ export const COMMANDS: readonly CommandSpec[] = [
     load: () => import('./commands/audit/verify.ts'),
   },
   {
+    name: 'audit show',
+    summary: 'show what a run did: its processes, files, destinations and refusals',
+    description: [
+      'Shows the tree of processes with how long each took and how it ended, files written outside of the workspace, destinations by the names that were asked for, and what was refused. It does not prove that the record is unchanged: `ct audit verify` does.',
+      'With --html it writes one page with everything, which can be searched and loads nothing.',
+    ],
+    positionals: { placeholder: 'RUN', max: 1, help: RUN_HELP_OR_LATEST },
+    options: [{ name: 'html', value: 'FILE', help: 'write a page to FILE instead' }, JSON_OPTION],
+    examples: [
+      { command: 'ct audit show', what: 'the newest run' },
+      { command: 'ct audit show build --html build.html', what: 'the newest run of `build`, for a browser' },
+    ],
+    load: () => import('./commands/audit/show.ts'),
+  },
+  {
+    name: 'audit query',
+    summary: 'find events of a run by process, system call, path, destination and time',
+    description: [
+      'Prints a line for every event that fits all that is given. System calls are looked through only with --syscall.',
+      'With --json lines are those of `ct audit export`.',
+    ],
+    positionals: { placeholder: 'RUN', max: 1, help: RUN_HELP_OR_LATEST },
+    options: [
+      { name: 'process', value: 'WHAT', help: 'a pid, the name of a program, or its path or pattern' },
+      { name: 'syscall', value: 'CALL', help: 'a system call: its name or number' },
+      { name: 'path', value: 'PATH', help: 'a file, a directory with all below it, or a pattern' },
+      {
+        name: 'destination',
+        value: 'HOST',
+        help: 'a name, `*.` and a name, or an address; `:PORT` may follow',
+      },
+      { name: 'since', value: 'TIME', help: 'a time, or how long after the first step began, such as 30s' },
+      { name: 'until', value: 'TIME', help: 'likewise' },
+      { name: 'json', help: 'print a line of JSON per event on stdout' },
+    ],
+    examples: [
+      { command: "ct audit query --path '/etc/**'", what: 'who touched /etc' },
+      {
+        command: 'ct audit query build --process npm --destination 192.0.2.1',
+        what: 'whether npm went there',
+      },
+      { command: 'ct audit query --syscall ptrace', what: 'every ptrace(2), with arguments and result' },
+    ],
+    load: () => import('./commands/audit/query.ts'),
+  },
+  {
+    name: 'audit diff',
+    summary: 'say what one run did that another one did not',
+    description: [
+      'Compares programs (by path and digest), destinations, files written outside of the workspace and refusals of RUN2 with those of RUN1. Numbers of processes and names of temporary files do not count.',
+    ],
+    positionals: { placeholder: 'RUN1 RUN2', min: 2, max: 2, help: RUN_HELP },
+    options: [JSON_OPTION],
+    examples: [{ command: 'ct audit diff 4f2a latest', what: 'what the newest run did anew' }],
+    load: () => import('./commands/audit/diff.ts'),
+  },
+  {
+    name: 'audit export',
+    summary: 'print the events of a run as Tetragon does',
+    description: [
+      'Prints a line of JSON per event, in the format of Tetragon, so that what reads its events reads these. docs/audit-export.md says what becomes what.',
+    ],
+    positionals: { placeholder: 'RUN', max: 1, help: RUN_HELP_OR_LATEST },
+    options: [
+      { name: 'follow', short: 'f', help: 'stay until the run ends' },
+      { name: 'syscalls', help: 'every system call, too' },
+    ],
+    examples: [
+      { command: 'ct audit export build > build.jsonl', what: 'the newest run of `build`' },
+      { command: 'ct audit export -f', what: 'follow the newest run' },
+    ],
+    load: () => import('./commands/audit/export.ts'),
+  },
+  {
     name: 'policy check',
     summary: 'say what policy allows a job, before it runs',
     description: [

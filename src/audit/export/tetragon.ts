@@ -91,6 +91,12 @@ export class TetragonLines {
     this.#hasSyscalls = syscalls;
   }
 
+  /** Takes an event in that is not to be rendered: later ones may be of its process. */
+  note(event: AuditEvent): void {
+    if (event.kind === 'syscall') this.#noteClone(event);
+    else if (event.kind !== 'sixth-argument') this.#table.apply(event);
+  }
+
   /** The lines of one event, each with its line end; empty if it has none. Never throws. */
   render(event: AuditEvent): string {
     if (event.kind === 'syscall') return this.#syscall(event);
@@ -149,13 +155,9 @@ export class TetragonLines {
   }
 
   #syscall(event: SyscallEvent): string {
-    const { thread, number, isCompat } = event;
-    if ((isCompat ? COMPAT_CLONES : CLONES).has(number)) {
-      const { result } = event;
-      if (result > 0n) this.#table.cloned(thread, Number(result));
-    }
+    this.#noteClone(event);
     if (!this.#hasSyscalls) return '';
-    const { timeNs, isAtEntry } = event;
+    const { thread, number, isCompat, timeNs, isAtEntry } = event;
     const process = this.#table.ofThread(thread);
     const subject = process
       ? `{"tid":${thread},${this.#text(process).fields}}`
@@ -165,6 +167,12 @@ export class TetragonLines {
     for (const value of event.args) args += `,{"size_arg":"${value}"}`;
     const name = isAtEntry ? 'sys_enter' : 'sys_exit';
     return `{"process_tracepoint":{"process":${subject},"subsys":"raw_syscalls","event":"${name}","args":[${args}],"policy_name":"ct.audit","action":"KPROBE_ACTION_POST"},"node_name":${this.#nodeJson},"time":"${this.#clock.text(timeNs)}"}\n`;
+  }
+
+  #noteClone(event: SyscallEvent): void {
+    if (!(event.isCompat ? COMPAT_CLONES : CLONES).has(event.number)) return;
+    const { thread, result } = event;
+    if (result > 0n) this.#table.cloned(thread, Number(result));
   }
 
   #line(kind: string, timeNs: bigint, subjects: string, fields = ''): string {
