@@ -15,7 +15,7 @@ default decision := {
 	"network": {"mode": "enforce", "allow": []},
 }
 
-decision := {"allow": true, "denials": [], "network": network} if {
+decision := {"allow": true, "denials": [], "network": network, "audit": audit} if {
 	lib.ready
 	allowed
 	count(deny) == 0
@@ -54,6 +54,7 @@ allowed if {
 		ask_allowed(asked)
 	}
 	mode
+	audit
 }
 
 run := input.run
@@ -278,6 +279,15 @@ deny contains {
 	some asked in input.network.ask
 	some entry in forbidding(asked)
 }
+
+# ----------------------------------------------------------------------------------------------------------- record
+
+# Whether system calls are on record: the strictest of what counts.
+audit := [name | some name, rank in lib.audit_strictness; rank == max(audit_ranks)][0]
+
+audit_ranks contains lib.audit_strictness[profile.audit]
+
+audit_ranks contains lib.audit_strictness[lib.config.untrusted.audit] if stranger
 
 # ----------------------------------------------------------------------------------------------------------- words
 

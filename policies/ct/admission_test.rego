@@ -13,7 +13,7 @@ preset(name) := {"rule": name, "host": "registry.example", "port": 443, "protoco
 ceiling(exact, below, any, presets) := {"exact": exact, "below": below, "any": any, "presets": presets}
 
 general := {
-	"mode": "audit", "ceiling": "general", "always": [rule("always.example", 443, "tls")],
+	"mode": "audit", "audit": "on", "ceiling": "general", "always": [rule("always.example", 443, "tls")],
 	"trust": {"local": true, "trusted": true, "untrusted": true}, "refs": {"any": false, "exact": {}, "prefixes": ["refs/heads/"]},
 	"actors": names(["alice"]), "images": names(["debian", "node", "sha256:1"]),
 	"limits": {"cpus": 4, "memory_mib": 4096, "disk_mib": 4096, "timeout_seconds": 3600}, "secrets": [],
@@ -32,9 +32,9 @@ config := {
 	"general": general,
 	"profiles": {
 		"exact": {"acme/site": object.union(general, {"mode": "enforce", "ceiling": "everything", "secrets": [grant("OWN", false)]})},
-		"prefixes": {"acme/infra-": object.union(general, {"actors": everything})},
+		"prefixes": {"acme/infra-": object.union(general, {"actors": everything, "audit": "off"})},
 	},
-	"untrusted": {"mode": "terminate", "ceiling": "untrusted", "images": names(["node"]), "limits": {"cpus": 2, "memory_mib": 8192, "disk_mib": 4096, "timeout_seconds": 3600}},
+	"untrusted": {"mode": "terminate", "audit": "required", "ceiling": "untrusted", "images": names(["node"]), "limits": {"cpus": 2, "memory_mib": 8192, "disk_mib": 4096, "timeout_seconds": 3600}},
 	"ceilings": {
 		"general": ceiling(
 			{"a.example": [rule("a.example", 443, "tls"), rule("a.example", 80, "http")], "db.example": [rule("db.example", 5432, "tcp")]},
@@ -77,7 +77,7 @@ refuses(change, wanted) if {
 asks(list) := {"network": {"ask": list}}
 
 test_gets_what_everybody_gets if {
-	decide({}) == {"allow": true, "denials": [], "network": {"mode": "audit", "allow": [rule("always.example", 443, "tls")]}}
+	decide({}) == {"allow": true, "denials": [], "network": {"mode": "audit", "allow": [rule("always.example", 443, "tls")]}, "audit": "on"}
 }
 
 test_asks_in_order_and_once if {
@@ -112,6 +112,17 @@ test_mode_is_the_strictest if {
 	decide({"network": {"mode": "terminate"}}).network.mode == "terminate"
 	decide({"network": {"mode": "audit"}, "run": {"repository": "acme/site"}}).network.mode == "enforce"
 	decide({"network": {"mode": "audit"}, "run": {"trust": "untrusted"}, "image": {"name": "node"}}).network.mode == "terminate"
+}
+
+test_audit_is_the_strictest if {
+	decide({"run": {"repository": "acme/site"}}).audit == "on"
+	decide({"run": {"repository": "acme/infra-x"}}).audit == "off"
+	decide({"run": {"trust": "untrusted"}, "image": {"name": "node"}}).audit == "required"
+}
+
+test_nothing_runs_where_policy_does_not_say_whether_it_is_on_record if {
+	decision := admission.decision with input as question with data.ct.config as json.remove(config, ["general/audit"])
+	decision.allow == false
 }
 
 test_origin if {

@@ -138,6 +138,8 @@ hex_group(written) := written if written != ""
 # How much a mode forbids.
 strictness := {"audit": 0, "enforce": 1, "terminate": 2}
 
+audit_strictness := {"off": 0, "on": 1, "required": 2}
+
 # A denial in the form of the answer. Of what operators' rules give, anything is a denial.
 denial_of(reason, _) := object.filter(reason, {"rule", "message", "hint"}) if well_formed(reason)
 

@@ -187,6 +187,19 @@ test('settings of a repository are completed by the general ones, and share thei
   assert.deepEqual([rest?.mode, rest?.ceiling, rest?.limits.cpus], ['terminate', 'general', 4]);
 });
 
+test('runs are on record unless it is said that they are not', () => {
+  const { config } = parse(`version: 1\n${EGRESS}${ADMISSION}${LIMITS}repositories:
+  acme/site: {audit: required}
+`);
+  assert.equal(config.general.audit, 'on');
+  assert.equal(config.profiles.exact['acme/site']?.audit, 'required');
+  const off = parse(`version: 1\naudit: off\n${EGRESS}${ADMISSION}${LIMITS}untrusted:
+  egress: {allow: []}
+  audit: required
+`).config;
+  assert.deepEqual([off.general.audit, off.untrusted?.audit], ['off', 'required']);
+});
+
 test('JSON is read as well', () => {
   const { config } = parse(
     JSON.stringify({

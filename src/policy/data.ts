@@ -12,6 +12,7 @@ import { list, record } from '../job/schema/collections.ts';
 import { object, optional, required } from '../job/schema/objects.ts';
 import { duration, integer, oneOf, size, text } from '../job/schema/scalars.ts';
 import { type Infer, Locations } from '../job/schema/schema.ts';
+import { AUDIT_MODES, type AuditMode } from '../protocol/audit.ts';
 import { MAX_NETWORK_ENTRY_BYTES, NETWORK_MODES, type NetworkMode } from '../protocol/network.ts';
 import { parseNetwork } from './address.ts';
 import { canonicalHost, type Destination, indexDestinations, parseDestination } from './destination.ts';
@@ -26,6 +27,7 @@ const MAX_REPOSITORIES = 5000;
 const MAX_GRANTS = 5000;
 const MAX_PATTERNS = 5000;
 const DAY_MS = 86_400_000;
+const DEFAULT_AUDIT: AuditMode = 'on';
 
 // ------------------------------------------------------------------------------------------------- schema
 
@@ -37,6 +39,7 @@ const patterns = list(anything, {
   expected: 'a list of names, or beginnings followed by `*`',
 });
 const mode = oneOf(...NETWORK_MODES);
+const audit = oneOf(...AUDIT_MODES);
 const trust = list(oneOf('local', 'trusted', 'untrusted'), {
   min: 1,
   max: 3,
@@ -180,6 +183,11 @@ const dataSchema = object(
       ),
       'Who gets which secrets. One that is not here is given to nobody.',
     ),
+    audit: optional(
+      audit,
+      'Whether the system calls of a run are on record; `required`: there is no run without.',
+      { fallback: '`on`' },
+    ),
     detect: optional(
       record(
         {
@@ -208,6 +216,7 @@ const dataSchema = object(
             ),
             'Their network.',
           ),
+          audit: optional(audit, 'Where it is stricter: whether their system calls are on record.'),
           images: optional(patterns, 'Images that they may have, of those that all jobs may have.'),
           limits: optional(someLimits, 'What they may have at most, where that is less.'),
         },
@@ -235,6 +244,7 @@ const dataSchema = object(
               ),
               'The network of its jobs.',
             ),
+            audit: optional(audit, 'In place of the general one.'),
             refs: optional(patterns, 'In place of those of `admission`.'),
             actors: optional(patterns, 'In place of those of `admission`.'),
             trust: optional(trust, 'In place of that of `admission`.'),
@@ -311,6 +321,7 @@ export interface Limits {
 
 export interface Profile {
   readonly mode: NetworkMode;
+  readonly audit: AuditMode;
   /** Key of `ceilings`. */
   readonly ceiling: string;
   readonly always: readonly Destination[];
@@ -348,6 +359,7 @@ export interface PolicyConfig {
   /** Absent: strangers' jobs do not run. */
   readonly untrusted?: {
     readonly mode: NetworkMode;
+    readonly audit: AuditMode;
     readonly ceiling: string;
     readonly images: Patterns;
     readonly limits: Limits;
@@ -416,6 +428,7 @@ class Lowering {
     const { admission, egress, untrusted } = data;
     const general: Profile = {
       mode: egress.mode,
+      audit: data.audit ?? DEFAULT_AUDIT,
       ceiling: this.#ceiling('general', egress.allow),
       always: this.#always(egress.always),
       trust: members(admission.trust),
@@ -430,6 +443,7 @@ class Lowering {
       const name = pattern.toLowerCase();
       const profile: Profile = {
         mode: settings.egress?.mode ?? general.mode,
+        audit: settings.audit ?? general.audit,
         ceiling:
           settings.egress?.allow === undefined
             ? general.ceiling
@@ -466,6 +480,7 @@ class Lowering {
         : {
             untrusted: {
               mode: untrusted.egress.mode ?? general.mode,
+              audit: untrusted.audit ?? general.audit,
               ceiling: this.#ceiling('untrusted', untrusted.egress.allow),
               images: untrusted.images === undefined ? general.images : this.#patterns(untrusted.images),
               limits: { ...general.limits, ...lowerLimits(untrusted.limits ?? {}) },

@@ -1,4 +1,5 @@
 /** What policies answer, version 1. Anything else is a denial that says so (`failedAdmission`, `failedEgress`). */
+import { AUDIT_MODES, type AuditMode } from '../protocol/audit.ts';
 import { NETWORK_MODES, type NetworkMode } from '../protocol/network.ts';
 import { DESTINATION_PROTOCOLS, type Destination } from './destination.ts';
 
@@ -18,6 +19,8 @@ export interface AdmissionDecision {
   readonly denials: readonly Denial[];
   /** What the run gets; meaningless if denied. */
   readonly network: { readonly mode: NetworkMode; readonly allow: readonly Destination[] };
+  /** Present exactly if allowed. */
+  readonly audit?: AuditMode;
 }
 
 export interface EgressDecision {
@@ -73,14 +76,15 @@ function failure(rule: string, problem: string): Denial {
 
 /** The decision, or undefined if `value` is anything but one: an unknown key, or a denial without a reason. */
 export function parseAdmissionDecision(value: unknown): AdmissionDecision | undefined {
-  if (!hasKeys(value, ['allow', 'denials', 'network'])) return undefined;
-  const { allow, denials, network } = value;
+  if (!hasKeys(value, ['allow', 'denials', 'network'], ['audit'])) return undefined;
+  const { allow, denials, network, audit } = value;
   if (typeof allow !== 'boolean' || !isListOf(denials, MAX_DENIALS, isDenial)) return undefined;
-  if (allow !== (denials.length === 0)) return undefined;
+  if (allow !== (denials.length === 0) || allow !== AUDIT_MODES.includes(audit as never)) return undefined;
   if (!hasKeys(network, ['mode', 'allow']) || !isMode(network['mode'])) return undefined;
   const granted = network['allow'];
   if (!isListOf(granted, MAX_DESTINATIONS, isDestination)) return undefined;
-  return { allow, denials, network: { mode: network['mode'], allow: granted } };
+  const given = { mode: network['mode'], allow: granted };
+  return { allow, denials, network: given, ...(allow ? { audit: audit as AuditMode } : {}) };
 }
 
 /** As {@link parseAdmissionDecision}. */

@@ -151,16 +151,19 @@ test('only a whole decision is one', () => {
 
   const destination = { rule: 'x', host: 'x.example', port: 443, protocol: 'tls', addresses: 'public' };
   const network = { mode: 'enforce', allow: [destination] };
-  assert.ok(parseAdmissionDecision({ allow: true, denials: [], network }));
+  assert.ok(parseAdmissionDecision({ allow: true, denials: [], network, audit: 'on' }));
   assert.ok(parseAdmissionDecision({ allow: false, denials: [denial], network }));
   const wrong: unknown[] = [
     { allow: true, denials: [denial], network },
     { allow: false, denials: [], network },
     { allow: true, network },
     { allow: 'true', denials: [], network },
-    { allow: true, denials: [], network: { mode: 'off', allow: [] } },
-    { allow: true, denials: [], network: { mode: 'enforce' } },
-    { allow: true, denials: [], network, more: 1 },
+    { allow: true, denials: [], network: { mode: 'off', allow: [] }, audit: 'on' },
+    { allow: true, denials: [], network: { mode: 'enforce' }, audit: 'on' },
+    { allow: true, denials: [], network, audit: 'on', more: 1 },
+    { allow: true, denials: [], network },
+    { allow: true, denials: [], network, audit: 'maybe' },
+    { allow: false, denials: [{ rule: 'r', message: 'm' }], network, audit: 'on' },
     ...[
       { port: 0 },
       { port: 70_000 },
@@ -172,6 +175,7 @@ test('only a whole decision is one', () => {
       allow: true,
       denials: [],
       network: { mode: 'enforce', allow: [{ ...destination, ...change }] },
+      audit: 'on',
     })),
   ];
   for (const value of wrong) assert.equal(parseAdmissionDecision(value), undefined, JSON.stringify(value));

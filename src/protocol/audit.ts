@@ -43,6 +43,13 @@
  *         denied   u8 what (DeniedWhat), u8 0, u16 bytes of path, u32 device, 32 sha256, path
  *         file     u8 what (FileWhat), u8 0, u16 bytes of path, u32 open flags or mode, path
  */
+/**
+ * What policy says about the record of a run. `on`: it is kept, and a run whose record breaks off goes on with a warning;
+ * `required`: there is no run without it.
+ */
+export const AUDIT_MODES = ['off', 'on', 'required'] as const;
+export type AuditMode = (typeof AUDIT_MODES)[number];
+
 export const AUDIT_PORT_NAME = 'ct.audit';
 export const AUDIT_MAGIC = 0x31415443;
 export const AUDIT_VERSION = 1;

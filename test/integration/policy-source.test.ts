@@ -62,7 +62,12 @@ test('the shipped policy loads: everything may be asked for on a laptop, and str
     network: { ask },
   } as const;
   const own = await policy.engine.decideAdmission(input);
-  assert.deepEqual(own.decision, { allow: true, denials: [], network: { mode: 'enforce', allow: ask } });
+  assert.deepEqual(own.decision, {
+    allow: true,
+    denials: [],
+    network: { mode: 'enforce', allow: ask },
+    audit: 'on',
+  });
   const stranger = await policy.engine.decideAdmission({
     ...input,
     run: { job: 'test', trust: 'untrusted' },
