@@ -37,7 +37,7 @@ export async function reproduceImage(options: BuildOptions): Promise<Reproductio
   const { name, definitionDirs } = options;
   const lock = options.lock ?? readLock(lockPath(name, definitionDirs)) ?? (await resolveLock(options));
   await using place = await openBuild(options, () => {});
-  const built: { readonly image: BuiltImage; readonly store: ImageStore }[] = [];
+  const built: StoredBuild[] = [];
   for (const { directory, umask, env } of SURROUNDINGS) {
     const ctHome = join(place.workDirectory, directory);
     mkdirSync(ctHome, { recursive: true, mode: 0o700 });
@@ -55,17 +55,26 @@ export async function reproduceImage(options: BuildOptions): Promise<Reproductio
   }
   const [first, second] = built;
   if (first === undefined || second === undefined) throw new CtError('INTERNAL', 'there were no two builds');
-  if (first.image.digest === second.image.digest)
-    return { digest: first.image.digest, difference: undefined };
+  return { digest: first.image.digest, difference: await differenceOf(first, second) };
+}
+
+interface StoredBuild {
+  readonly image: BuiltImage;
+  readonly store: ImageStore;
+}
+
+/** What differs first between two images; undefined if they are the same, byte for byte. */
+export async function differenceOf(first: StoredBuild, second: StoredBuild): Promise<string | undefined> {
+  if (first.image.digest === second.image.digest) return undefined;
   const [before, after] = await Promise.all(
     [first, second].map(async ({ image: { manifest }, store }) =>
       manifest.inventory === undefined ? [] : (await store.readInventory(manifest.inventory)).files,
     ),
   );
-  const difference =
+  return (
     firstDifferentFile(before ?? [], after ?? []) ??
-    `${differentKeys(first.image, second.image).join(', ')} of the manifest, with the same files`;
-  return { digest: first.image.digest, difference };
+    `${differentKeys(first.image, second.image).join(', ')} of the manifest, with the same files`
+  );
 }
 
 /** The first path, by name, that only one has or that differs, and in what; both lists are sorted by path. */
@@ -105,8 +114,11 @@ const KEY_NAMES: Readonly<Record<keyof InventoryFile, string>> = {
 };
 
 function differentKeys(first: BuiltImage, second: BuiltImage): readonly string[] {
-  const other: Readonly<Record<string, unknown>> = { ...second.manifest };
-  return Object.entries(first.manifest)
-    .filter(([key, value]) => JSON.stringify(value) !== JSON.stringify(other[key]))
-    .map(([key]) => key);
+  const [one, other]: readonly Readonly<Record<string, unknown>>[] = [
+    { ...first.manifest },
+    { ...second.manifest },
+  ];
+  return [...new Set([...Object.keys(one ?? {}), ...Object.keys(other ?? {})])].filter(
+    (key) => JSON.stringify(one?.[key]) !== JSON.stringify(other?.[key]),
+  );
 }

@@ -204,6 +204,8 @@ imageTest('nothing is in the image that its definition did not ask for', () => {
   assert.deepEqual(matching(/-old$/), []);
   assert.deepEqual(matching(/ssh_host_|random-seed|\.gnupg|^root\/\.(ssh|cache)|^\.ct/), []);
   assert.deepEqual(matching(/^etc\/dpkg\/dpkg\.cfg\.d\/./), []);
+  assert.deepEqual(matching(/policy-rc\.d$|start-stop-daemon\.REAL$/), [], 'of mmdebstrap');
+  assert.equal(readFileSync(join(root, 'usr/sbin/start-stop-daemon')).subarray(1, 4).toString(), 'ELF');
   assert.deepEqual(
     entries.filter(({ path, isFile }) => isFile && path.startsWith('var/log/')),
     [],
@@ -314,7 +316,12 @@ imageTest('another guest agent makes another initramfs and nothing else', async 
   copyFileSync('/bin/false', agent);
   const other = await buildImage({ ...options, guestAgentPath: agent });
   assert.notEqual(other.digest, image.digest);
-  assert.deepEqual(other.manifest, { ...image.manifest, initramfs: other.manifest.initramfs });
+  const { initramfs, sbom } = other.manifest;
+  assert.ok(
+    initramfs.digest !== image.manifest.initramfs.digest &&
+      sbom?.spdx.digest !== image.manifest.sbom?.spdx.digest,
+  );
+  assert.deepEqual(other.manifest, { ...image.manifest, initramfs, sbom });
   assert.deepEqual([...new Set(events.map(({ phase }) => phase))], ['storing']);
 });
 

@@ -1,0 +1,306 @@
+/** Locks of images for real: made from the apt sources of this machine, followed, and found stale. */
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { once } from 'node:events';
+import {
+  constants,
+  copyFileSync,
+  cpSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { join } from 'node:path';
+import { after, before, test } from 'node:test';
+import {
+  type BuildOptions,
+  type BuiltImage,
+  buildImage,
+  currentImage,
+  resolveLock,
+  type UnmetLock,
+} from '../../src/image/build.ts';
+import { formatLock, type ImageLock, lockDigest } from '../../src/image/lock-file.ts';
+import { differenceOf, reproduceImage } from '../../src/image/reproduce.ts';
+import { findSources } from '../../src/image/sources.ts';
+import { ImageStore } from '../../src/image/store.ts';
+import { testHome } from '../support/images.ts';
+
+const DEFINITION = 'version: 1\nsuite: bookworm\npackages: [busybox-static]\n';
+
+let skip: string | undefined;
+let directory: string;
+let definitions: string;
+let options: BuildOptions;
+let lock: ImageLock;
+let image: BuiltImage;
+const messages: string[] = [];
+
+before(async () => {
+  directory = mkdtempSync('/var/tmp/ct-image-lock-');
+  definitions = join(directory, 'images');
+  mkdirSync(definitions);
+  writeFileSync(join(definitions, 'tiny.yml'), DEFINITION);
+  for (const name of ['agent', 'probe']) copyFileSync('/bin/true', join(directory, name));
+  options = {
+    name: 'tiny',
+    definitionDirs: [definitions],
+    ctHome: join(directory, 'home'),
+    guestAgentPath: join(directory, 'agent'),
+    probePath: join(directory, 'probe'),
+    progress: ({ message }) => messages.push(message),
+  };
+  // Most packages are there already: the mirror is no part of this test.
+  const archives = join(testHome, 'cache/apt/archives');
+  if (existsSync(archives)) {
+    const own = join(options.ctHome, 'cache/apt/archives');
+    cpSync(archives, own, { recursive: true, mode: constants.COPYFILE_FICLONE });
+  }
+  try {
+    await findSources('bookworm', { env: process.env });
+    lock = await resolveLock(options);
+    writeLock(lock);
+    image = await buildImage({ ...options, locked: true });
+  } catch (error) {
+    const { code, message } = error as { code?: string; message: string };
+    if (code !== 'IMAGE_SOURCES_MISSING' && code !== 'REQUIREMENT_MISSING') throw error;
+    skip = `images cannot be built here: ${message}`;
+  }
+});
+
+after(() => rmSync(directory, { recursive: true, force: true }));
+
+function writeLock(contents: ImageLock): void {
+  writeFileSync(join(definitions, 'tiny.lock.json'), formatLock(contents));
+}
+
+/** A test that needs the image; the lock is as it was before and after. */
+function lockTest(name: string, body: () => Promise<void>): void {
+  test(name, async (t) => {
+    if (skip !== undefined) return t.skip(skip);
+    writeLock(lock);
+    try {
+      await body();
+    } finally {
+      writeLock(lock);
+      writeFileSync(join(definitions, 'tiny.yml'), DEFINITION);
+    }
+  });
+}
+
+function edited(edit: (entry: ImageLock['packages'][number]) => ImageLock['packages'][number]): ImageLock {
+  return {
+    ...lock,
+    packages: lock.packages.map((entry) => (entry.name === 'busybox-static' ? edit(entry) : entry)),
+  };
+}
+
+lockTest('a lock names every package with digest and source, the kernel, and no mirror', async () => {
+  const names = lock.packages.map(({ name }) => name);
+  for (const name of ['base-files', 'busybox-static', 'dpkg', 'libc6']) assert.ok(names.includes(name), name);
+  assert.equal(lock.packages.find(({ name }) => name === 'busybox-static')?.source, 'busybox');
+  assert.match(lock.kernel.name, /-cloud-amd64$/);
+  const { text } = await findSources('bookworm', { env: process.env });
+  const hosts = [...text.matchAll(/:\/\/([^/\s:]+)/g)].map(([, host = '']) => host);
+  assert.ok(hosts.length > 0);
+  for (const host of hosts) assert.ok(!formatLock(lock).includes(host), host);
+  assert.equal(
+    formatLock(await resolveLock(options)),
+    formatLock(lock),
+    'the same sources give the same bytes',
+  );
+});
+
+lockTest('an image is built from exactly the packages of its lock, and says so', async () => {
+  assert.equal(image.manifest.lock, lockDigest(lock));
+  assert.equal(image.manifest.local, undefined);
+  assert.deepEqual(
+    image.manifest.packages,
+    lock.packages.map(({ name, version, architecture }) => ({ name, version, architecture })),
+  );
+  assert.deepEqual(await currentImage({ ...options, locked: true }), image);
+});
+
+lockTest('with all packages in the cache, a lock needs no sources and no package lists', async () => {
+  rmSync(join(options.ctHome, 'cache/apt/lists'), { recursive: true });
+  messages.length = 0;
+  const before = process.env['CT_APT_SOURCES'];
+  process.env['CT_APT_SOURCES'] = join(directory, 'no-such-file');
+  try {
+    assert.equal((await buildImage({ ...options, force: true, locked: true })).digest, image.digest);
+  } finally {
+    if (before === undefined) delete process.env['CT_APT_SOURCES'];
+    else process.env['CT_APT_SOURCES'] = before;
+  }
+  assert.ok(messages.some((message) => message === 'writing the file system'));
+  assert.ok(!messages.some((message) => /package lists|downloading/.test(message)));
+});
+
+lockTest(
+  'two builds in other places, with another umask and time zone, are the same, and are this image',
+  async () => {
+    const umask = process.umask();
+    assert.deepEqual(await reproduceImage(options), { digest: image.digest, difference: undefined });
+    assert.equal(process.umask(), umask);
+  },
+);
+
+lockTest(
+  'a version that is gone is IMAGE_LOCK_STALE when only the lock will do, and nothing is built',
+  async () => {
+    writeLock(edited((entry) => ({ ...entry, version: '1:0.1-1', sha256: '0'.repeat(64) })));
+    messages.length = 0;
+    await assert.rejects(buildImage({ ...options, locked: true }), {
+      code: 'IMAGE_LOCK_STALE',
+      message: /no longer have, with the same digest: busybox-static=1:0\.1-1$/,
+      hint: /ct image lock tiny/,
+    });
+    assert.ok(!messages.some((message) => message === 'writing the file system'));
+  },
+);
+
+lockTest('a package of the same version with other contents is never taken', async () => {
+  writeLock(edited((entry) => ({ ...entry, sha256: '0'.repeat(64) })));
+  await assert.rejects(buildImage({ ...options, locked: true }), {
+    code: 'IMAGE_LOCK_STALE',
+    message: /busybox-static=/,
+  });
+});
+
+lockTest(
+  'a definition that asks for other packages than its lock is IMAGE_LOCK_STALE; other variables are not',
+  async () => {
+    writeFileSync(join(definitions, 'tiny.yml'), `${DEFINITION}env: { COLOUR: blue }\n`);
+    const coloured = await buildImage({ ...options, locked: true });
+    assert.equal(coloured.manifest.env['COLOUR'], 'blue');
+    assert.equal(coloured.manifest.rootfs.digest, image.manifest.rootfs.digest);
+    writeFileSync(join(definitions, 'tiny.yml'), DEFINITION.replace(']', ', zip]'));
+    await assert.rejects(buildImage({ ...options, locked: true }), {
+      code: 'IMAGE_LOCK_STALE',
+      message: /made for another definition/,
+      hint: /ct image lock tiny/,
+    });
+  },
+);
+
+lockTest('without a lock, `locked` is IMAGE_LOCK_STALE; a damaged lock is IMAGE_LOCK_INVALID', async () => {
+  rmSync(join(definitions, 'tiny.lock.json'));
+  await assert.rejects(buildImage({ ...options, locked: true }), {
+    code: 'IMAGE_LOCK_STALE',
+    message: /has no lock/,
+  });
+  writeFileSync(join(definitions, 'tiny.lock.json'), '{}');
+  await assert.rejects(buildImage(options), { code: 'IMAGE_LOCK_INVALID' });
+  await assert.rejects(currentImage(options), { code: 'IMAGE_LOCK_INVALID' });
+});
+
+lockTest(
+  'a lock that cannot be met gives a local image with the packages of today, and the difference',
+  async () => {
+    const stale = edited((entry) => ({ ...entry, version: '1:0.1-1', sha256: '0'.repeat(64) }));
+    writeLock(stale);
+    const told: UnmetLock[] = [];
+    const built = await buildImage({ ...options, onUnmetLock: (unmet) => told.push(unmet) });
+    assert.equal(built.manifest.local, true);
+    assert.equal(built.manifest.lock, undefined);
+    const today = lock.packages.find(({ name }) => name === 'busybox-static')?.version;
+    assert.equal(told.length, 1);
+    assert.deepEqual(told[0]?.differences, [
+      { name: 'busybox-static', change: 'upgraded', from: '1:0.1-1', to: today },
+    ]);
+    assert.deepEqual(await currentImage(options), built, 'the next run uses it');
+    assert.equal(await currentImage({ ...options, locked: true }), undefined);
+    await assert.rejects(buildImage({ ...options, locked: true }), { code: 'IMAGE_LOCK_STALE' });
+
+    // The control of the comparison of builds: these two differ, and it says in what.
+    const store = new ImageStore(options.ctHome);
+    const other = { image: built, store };
+    assert.equal(
+      await differenceOf({ image, store }, other),
+      'lock, local of the manifest, with the same files',
+    );
+  },
+);
+
+lockTest(
+  'an image that would hold a private key is IMAGE_UNACCOUNTED, unless its definition lists it',
+  async () => {
+    const key = '/usr/local/lib/node_modules/tool/test/server.pem';
+    const packageDirectory = join(directory, 'package');
+    mkdirSync(join(packageDirectory, 'test'), { recursive: true });
+    writeFileSync(join(packageDirectory, 'package.json'), '{"name":"tool","version":"1.0.0"}');
+    writeFileSync(
+      join(packageDirectory, 'test/server.pem'),
+      '-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n',
+    );
+    execFileSync('tar', ['-czf', 'tool.tgz', 'package'], { cwd: directory });
+    const archive = readFileSync(join(directory, 'tool.tgz'));
+    const integrity = `sha512-${createHash('sha512').update(archive).digest('base64')}`;
+    const registry = createServer((request, response) => {
+      if (request.url === '/tool.tgz') return void response.end(archive);
+      const dist = { tarball: `http://${request.headers.host}/tool.tgz`, integrity };
+      const versions = { '1.0.0': { name: 'tool', version: '1.0.0', dist } };
+      response.setHeader('content-type', 'application/json');
+      response.end(JSON.stringify({ name: 'tool', 'dist-tags': { latest: '1.0.0' }, versions }));
+    });
+    registry.listen(0, '127.0.0.1');
+    await once(registry, 'listening');
+    const settings = {
+      npm_config_registry: `http://127.0.0.1:${(registry.address() as AddressInfo).port}`,
+      npm_config_cache: join(directory, 'npm-cache'),
+    };
+    const saved = Object.keys(settings).map((name) => [name, process.env[name]] as const);
+    Object.assign(process.env, settings);
+    try {
+      rmSync(join(definitions, 'tiny.lock.json'));
+      const definition = `${DEFINITION}npm: { tool@1.0.0: "${integrity}" }\n`;
+      writeFileSync(join(definitions, 'tiny.yml'), definition);
+      await assert.rejects(buildImage(options), {
+        code: 'IMAGE_UNACCOUNTED',
+        message: new RegExp(`${key} \\(of tool\\): a private key`),
+        hint: /`holds`/,
+      });
+      writeFileSync(join(definitions, 'tiny.yml'), `${definition}holds: { keys: [${key}] }\n`);
+      const built = await buildImage(options);
+      const { sbom } = built.manifest;
+      assert.ok(sbom);
+      const document = (await new ImageStore(options.ctHome).readBlob(sbom.cyclonedx)).toString('utf8');
+      assert.ok(document.includes('"pkg:npm/tool@1.0.0"'));
+    } finally {
+      for (const [name, value] of saved) {
+        if (value === undefined) delete process.env[name];
+        else process.env[name] = value;
+      }
+      registry.closeAllConnections();
+      registry.close();
+    }
+  },
+);
+
+lockTest('the SBOMs are the same whoever builds, and list what belongs to no package', async () => {
+  const store = new ImageStore(options.ctHome);
+  const { sbom, inventory } = image.manifest;
+  assert.ok(sbom && inventory);
+  const cyclonedx = JSON.parse((await store.readBlob(sbom.cyclonedx)).toString('utf8'));
+  const spdx = JSON.parse((await store.readBlob(sbom.spdx)).toString('utf8'));
+  const files = cyclonedx.components.filter(
+    ({ type, name }: { type: string; name: string }) => type === 'file' && name.startsWith('/'),
+  );
+  assert.ok(files.some(({ name }: { name: string }) => name === '/etc/passwd'));
+  assert.ok(!files.some(({ name }: { name: string }) => name === '/usr/bin/busybox'));
+  assert.equal(files.length, spdx.files.length);
+  const purls = cyclonedx.components.flatMap(({ purl }: { purl?: string }) =>
+    purl?.startsWith('pkg:deb/') ? [purl] : [],
+  );
+  assert.equal(purls.length, lock.packages.length + 1, 'and the kernel');
+  const owners = (await store.readInventory(inventory)).files.filter(
+    ({ owner }) => owner === 'deb:busybox-static',
+  );
+  assert.ok(owners.some(({ path }) => /\/bin\/busybox$/.test(path)));
+});
