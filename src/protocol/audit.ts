@@ -1,6 +1,6 @@
 /**
  * What the guest sends on `ct.audit`, one direction, little endian: frames of records (docs/adr/0014-audit.md has the reasons).
- * The layout has three homes that a test compares: this file, guest-agent/protocol.h and bpf/audit.h.
+ * The layout has two homes that a test compares: this file and bpf/audit.h.
  *
  * Frame, 32 bytes, then `bytes` of payload:
  *
@@ -77,6 +77,7 @@ export const DeniedWhat = {
   ptrace: 6,
   bpf: 7,
   sysctl: 8,
+  ioUring: 9,
 } as const;
 
 export const FileWhat = { read: 1, write: 2, unlink: 3, rename: 4, setuid: 5 } as const;

@@ -1,0 +1,126 @@
+/*
+ * What the guest records of a job, the same as src/protocol/audit.ts, which has the meaning in prose; a test compares the
+ * two. And what the BPF programs and the audit helper share. No includes: the includer brings __u8 to __u64 and __s64.
+ */
+#ifndef CT_AUDIT_H
+#define CT_AUDIT_H
+
+#define CT_AUDIT_PORT_NAME "ct.audit"
+#define CT_AUDIT_MAGIC 0x31415443
+#define CT_AUDIT_VERSION 1
+#define CT_AUDIT_FRAME_BYTES 32
+#define CT_SYSCALL_RECORD_BYTES 64
+#define CT_PROCESS_RECORD_BYTES 40
+#define CT_MAX_AUDIT_PAYLOAD_BYTES 262144
+#define CT_MAX_PROCESS_RECORD_BYTES 8192
+#define CT_NO_CPU 0xffff
+
+#define CT_AUDIT_FRAME_SYSCALLS 1
+#define CT_AUDIT_FRAME_PROCESSES 2
+#define CT_AUDIT_FRAME_HEARTBEAT 3
+
+#define CT_SYSCALL_FLAG_COMPAT 1
+#define CT_SYSCALL_FLAG_AT_ENTRY 2
+#define CT_SYSCALL_FLAG_SIXTH 4
+
+#define CT_PROCESS_RECORD_FORK 1
+#define CT_PROCESS_RECORD_EXEC 2
+#define CT_PROCESS_RECORD_EXIT 3
+#define CT_PROCESS_RECORD_CONNECT 4
+#define CT_PROCESS_RECORD_DENIED 5
+#define CT_PROCESS_RECORD_FILE 6
+
+#define CT_DENIED_WHAT_EXEC 1
+#define CT_DENIED_WHAT_LIBRARY 2
+#define CT_DENIED_WHAT_MPROTECT 3
+#define CT_DENIED_WHAT_SCRIPT 4
+#define CT_DENIED_WHAT_SOCKET 5
+#define CT_DENIED_WHAT_PTRACE 6
+#define CT_DENIED_WHAT_BPF 7
+#define CT_DENIED_WHAT_SYSCTL 8
+#define CT_DENIED_WHAT_IO_URING 9
+
+#define CT_FILE_WHAT_READ 1
+#define CT_FILE_WHAT_WRITE 2
+#define CT_FILE_WHAT_UNLINK 3
+#define CT_FILE_WHAT_RENAME 4
+#define CT_FILE_WHAT_SETUID 5
+
+struct audit_frame {
+	__u32 magic;
+	__u8 type;
+	__u8 version;
+	__u16 cpu;
+	__u64 first;
+	__u32 records;
+	__u32 bytes;
+	__u64 lost;
+};
+_Static_assert(sizeof(struct audit_frame) == CT_AUDIT_FRAME_BYTES, "src/protocol/audit.ts");
+
+struct syscall_record {
+	__u64 time_ns;
+	__u32 thread;
+	__u16 number;
+	__u16 flags;
+	__s64 result;
+	__u64 arguments[5];
+};
+_Static_assert(sizeof(struct syscall_record) == CT_SYSCALL_RECORD_BYTES, "src/protocol/audit.ts");
+
+struct process_record {
+	__u16 bytes;
+	__u8 kind;
+	__u8 flags;
+	__u32 process;
+	__u32 thread;
+	__u32 parent;
+	__u64 time_ns;
+	__u64 started_ns;
+	__u32 uid;
+	__u32 gid;
+};
+_Static_assert(sizeof(struct process_record) == CT_PROCESS_RECORD_BYTES, "src/protocol/audit.ts");
+
+#define CT_CUT 1
+
+/* --- Between the BPF programs and the helper --- */
+
+/* What the host accepts. */
+#define AUDIT_MAX_CPUS 256
+/* A power of two; 1 MiB a CPU. */
+#define AUDIT_SLOTS 16384
+/* The helper is woken when so many are waiting, and again after every so many more. */
+#define AUDIT_DOORBELL_SLOTS (AUDIT_SLOTS / 4)
+#define AUDIT_DOORBELL_EVERY 1024
+/* So many waiting, and the job is frozen until there are fewer than a quarter. */
+#define AUDIT_FREEZE_SLOTS (AUDIT_SLOTS / 2)
+/* The last ones: whoever gets there is killed. */
+#define AUDIT_KILL_SLOTS (AUDIT_SLOTS - 1024)
+/* Of process records. The last part of it is for those that are killed for it. */
+#define AUDIT_EVENTS_BYTES (1024 * 1024)
+#define AUDIT_EVENTS_KILL_BYTES (AUDIT_EVENTS_BYTES - 64 * 1024)
+
+/* One CPU's, written by its system calls alone. */
+struct audit_cpu {
+	__u64 head; /* Records made since boot: the next one goes to head % AUDIT_SLOTS. */
+	__u64 lost;
+	__u64 unused[6]; /* A cache line. */
+};
+
+/* Written by the helper alone, but for `armed`. */
+struct audit_reader {
+	/* The helper sleeps: the first record wakes it. */
+	__u32 armed;
+	__u32 unused[15];
+	struct {
+		__u64 tail; /* Records taken. */
+		__u64 unused[7];
+	} cpus[AUDIT_MAX_CPUS];
+};
+
+struct audit_ring {
+	struct syscall_record slots[AUDIT_SLOTS];
+};
+
+#endif
