@@ -54,7 +54,7 @@ export interface TestVmm extends AsyncDisposable {
   clone(options?: { readonly cipher?: string }): Promise<TestGuest>;
 }
 
-/** A template of `debian-12` and clones of it, whose guest bytes are parsed in the test's own process. */
+/** A template of `debian-12`, or of another stored image, and clones of it, whose guest bytes are parsed in the test's own process. */
 export async function makeVmm(
   options: Partial<MachineShape> = {},
   { volumeDirectory, cgroups }: { readonly volumeDirectory?: string; readonly cgroups?: CgroupTree } = {},
@@ -62,7 +62,7 @@ export async function makeVmm(
   const cleanup = new AsyncDisposableStack();
   try {
     const scratch = cleanup.use(scratchDirectory());
-    const image = await testImage('debian-12');
+    const image = options.image ?? (await testImage('debian-12'));
     const store = new ImageStore(testHome);
     const manifest = await store.manifest(image);
     const shape: MachineShape = { image, cpus: 1, memoryMib: 512, volumeMib: 2048, ...options };
