@@ -42,6 +42,7 @@ const LSM_HOOKS: Readonly<Record<DeniedName, string>> = {
   ptrace: 'ptrace_access_check',
   bpf: 'bpf',
   sysctl: 'file_permission',
+  ioUring: 'inode_init_security_anon',
 };
 
 const MAY_WRITE = 2;
