@@ -32,6 +32,10 @@ export const COMMANDS: readonly CommandSpec[] = [
     passthrough: { placeholder: 'CMD ARGS', help: 'command to run instead of jobs' },
     options: [
       { name: 'image', value: 'IMAGE', help: 'image to run in, over what the job says' },
+      {
+        name: 'locked',
+        help: 'fail with IMAGE_LOCK_STALE rather than run in an image with other packages than those of its lock',
+      },
       { name: 'cpu', value: 'N', help: 'virtual CPUs, over what the job says' },
       { name: 'memory', value: 'SIZE', help: 'memory of the VM, such as 512M or 4G, over what the job says' },
       {

@@ -31,6 +31,7 @@ test('defaults: every job, the current directory, what git ignores stays', () =>
     progress: 'plain',
     json: false,
     shellOnFailure: false,
+    locked: false,
   });
 });
 

@@ -29,6 +29,8 @@ export interface RunOptions {
   readonly progress: ProgressMode;
   readonly json: boolean;
   readonly shellOnFailure: boolean;
+  /** Only images whose locks can be met will do. */
+  readonly locked: boolean;
 }
 
 /** Where secrets come from; never their values. */
@@ -103,6 +105,7 @@ export function readRunOptions(parsed: ParsedOptions, around: RunEnvironment): R
     progress: mode === 'auto' ? autoMode(around) : (mode as ProgressMode),
     json,
     shellOnFailure,
+    locked: parsed.has('locked'),
   };
 }
 

@@ -131,7 +131,13 @@ class Run {
     for (const { image } of this.#plan.jobs) {
       if (images.has(image)) continue;
       const onProgress = (what: string, milestone: boolean): void => renderer.progress(what, milestone);
-      images.set(image, await ensureImage(image, { ctHome, directory: this.#root, signal, onProgress }));
+      const onNotice = (lines: readonly string[]): void => renderer.imageNotice(lines);
+      const { locked } = this.#options;
+      const directory = this.#root;
+      images.set(
+        image,
+        await ensureImage(image, { ctHome, directory, signal, onProgress, onNotice, locked }),
+      );
     }
     return images;
   }

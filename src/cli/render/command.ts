@@ -1,4 +1,5 @@
 /** The `--` form: the command's own bytes. A line of ours only if something takes long or went wrong, and on stderr. */
+import { printable } from '../../core/bounded-tail.ts';
 import type { JobEnd } from '../../job/schedule.ts';
 import type { RunEvent } from '../../protocol/run.ts';
 import type { Stream } from '../output.ts';
@@ -27,6 +28,10 @@ export class CommandRenderer implements Renderer {
   progress(what: string, milestone: boolean): void {
     if (milestone) this.#announce(what);
     else this.#waiting = what;
+  }
+
+  imageNotice(lines: readonly string[]): void {
+    for (const line of lines) this.#terminal.line(printable(line));
   }
 
   jobStart(job: JobRecord): void {

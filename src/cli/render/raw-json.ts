@@ -19,6 +19,10 @@ export class RawJsonRenderer implements Renderer {
     this.#print({ type: 'progress', message: what });
   }
 
+  imageNotice(lines: readonly string[]): void {
+    this.#print({ type: 'image-notice', message: lines.join('\n') });
+  }
+
   jobStart(job: JobRecord): void {
     this.#print({
       type: 'job-start',

@@ -7,6 +7,8 @@ import type { JobRecord, RunRecord } from './record.ts';
 export interface Renderer extends Disposable {
   /** Something before the jobs: an image that is being built. `milestone`: worth a line of a log. */
   progress(what: string, milestone: boolean): void;
+  /** About the images of the run, before a job starts: worth reading, and no error. */
+  imageNotice(lines: readonly string[]): void;
   jobStart(job: JobRecord): void;
   /** After the record has taken the event in. */
   event(job: JobRecord, event: RunEvent): void;

@@ -1,4 +1,5 @@
 /** `--progress=plain` and `tty`: step headers, the job's own bytes, and how each step ended. */
+import { printable } from '../../core/bounded-tail.ts';
 import { EXIT_STATUS } from '../../core/errors.ts';
 import type { JobEnd } from '../../job/schedule.ts';
 import type { RunEvent, StepOutcome, VmSource } from '../../protocol/run.ts';
@@ -46,6 +47,10 @@ export class TextRenderer implements Renderer {
     this.#progress = what;
     if (milestone && !this.#terminal.live)
       this.#terminal.line(this.#terminal.style.dim(`• ${oneLine(what)}`));
+  }
+
+  imageNotice(lines: readonly string[]): void {
+    for (const line of lines) this.#terminal.line(printable(line));
   }
 
   jobStart(job: JobRecord): void {
