@@ -12,6 +12,7 @@
 #define CT_GUEST_PATH_IDENTITY "/v1/identity"
 #define CT_GUEST_PATH_EXEC "/v1/exec"
 #define CT_GUEST_PATH_STATS "/v1/stats"
+#define CT_GUEST_PATH_AUDIT "/v1/audit"
 #define CT_GUEST_PATH_SHUTDOWN "/v1/shutdown"
 
 #define CT_IDENTITY_RECORD_ENTROPY 0x01

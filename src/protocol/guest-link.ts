@@ -14,6 +14,7 @@ export const GuestPath = {
   identity: '/v1/identity',
   exec: '/v1/exec',
   stats: '/v1/stats',
+  audit: '/v1/audit',
   shutdown: '/v1/shutdown',
 } as const;
 
