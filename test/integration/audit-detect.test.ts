@@ -206,3 +206,30 @@ test('a flood of system calls costs little: those of no interest are passed over
   console.error(`system calls looked at: ${Math.round(perSecond / 1000)} k/s`);
   assert.ok(perSecond > 500_000, `${perSecond}`);
 });
+
+const page = readFileSync(join(installRoot, 'docs/audit-export.md'), 'utf8');
+
+test('docs/audit-export.md names every rule and no other, with what follows from it by default', () => {
+  const rego = readFileSync(join(installRoot, 'policies/ct/detect.rego'), 'utf8');
+  const rules = new Set([...rego.matchAll(/"rule": "([a-z_]+)"/g)].map(([, rule]) => rule));
+  const told = new Map(
+    [...page.matchAll(/^\| `ct\.detect\.([a-z_]+)` \|.*\| (alert|terminate) \|$/gm)].map(
+      ([, rule, action]) => [rule, action],
+    ),
+  );
+  assert.deepEqual([...told.keys()].sort(), [...rules].sort());
+  const [, ending = ''] = /found_\.rule in \{([^}]*)\}/.exec(rego) ?? [];
+  assert.deepEqual(
+    [...told].flatMap(([rule, action]) => (action === 'terminate' ? [rule] : [])).sort(),
+    [...ending.matchAll(/"([a-z_]+)"/g)].map(([, rule]) => rule).sort(),
+  );
+});
+
+test('the question in docs/audit-export.md has the answer that stands there', () => {
+  const [question, answer] = [...page.matchAll(/^```json\n([\s\S]*?)^```$/gm)].map(([, text = '']) =>
+    JSON.parse(text),
+  );
+  const { findings, meta } = engine.detect(question);
+  assert.equal(meta.error, undefined);
+  assert.deepEqual({ findings }, answer);
+});

@@ -11,8 +11,13 @@ import {
   type ProcessKey,
 } from '../../src/audit/records.ts';
 import {
+  AUDIT_FRAME_BYTES,
+  AUDIT_MAGIC,
+  AUDIT_VERSION,
+  AuditFrame,
   DeniedWhat,
   FileWhat,
+  NO_CPU,
   PROCESS_RECORD_BYTES,
   ProcessRecord,
   SYSCALL_RECORD_BYTES,
@@ -234,6 +239,24 @@ export class SyntheticRun {
       const origin = { cpu: 0, first, records: records.length };
       const payload = Buffer.concat(records);
       return type === 'syscall' ? decodeSyscalls(payload, origin) : decodeProcesses(payload, origin);
+    });
+  }
+
+  /** What the guest sends of it, of processor 0. */
+  frames(): Buffer[] {
+    const numbers = { syscall: 0, process: 0 };
+    return this.#frames().map(({ type, records }) => {
+      const payload = Buffer.concat(records);
+      const header = Buffer.alloc(AUDIT_FRAME_BYTES);
+      header.writeUInt32LE(AUDIT_MAGIC, 0);
+      header.writeUInt8(type === 'syscall' ? AuditFrame.syscalls : AuditFrame.processes, 4);
+      header.writeUInt8(AUDIT_VERSION, 5);
+      header.writeUInt16LE(type === 'syscall' ? 0 : NO_CPU, 6);
+      header.writeBigUInt64LE(BigInt(numbers[type]), 8);
+      header.writeUInt32LE(records.length, 16);
+      header.writeUInt32LE(payload.length, 20);
+      numbers[type] += records.length;
+      return Buffer.concat([header, payload]);
     });
   }
 
