@@ -577,6 +577,84 @@ export const COMMANDS: readonly CommandSpec[] = [
     load: () => import('./commands/image/sbom.ts'),
   },
   {
+    name: 'image scan',
+    summary: 'compare images with what is known of vulnerabilities',
+    description: [
+      'Looks up the packages of images, by their SBOMs, in the vulnerability database (`ct vuln db update`), and prints what it finds, the worst first, with the version that has it fixed. Without a name, all images that are stored.',
+      'A database that is too old is refused. With --detector apt no database is needed: what is installed is compared with the security updates of the apt sources of this machine.',
+      'docs/scanning.md says how findings are accepted, and what the results that are kept look like.',
+    ],
+    positionals: { placeholder: 'IMAGE', max: Number.POSITIVE_INFINITY, help: 'image that is stored' },
+    options: [
+      {
+        name: 'fail-on',
+        value: 'SEVERITY',
+        choices: ['critical', 'high', 'medium', 'low', 'negligible'],
+        help: 'exit with 122 if a finding of this severity or a worse one counts',
+      },
+      {
+        name: 'format',
+        value: 'FORMAT',
+        choices: ['table', 'json', 'sarif'],
+        help: 'table, json or sarif (2.1.0); table if absent',
+      },
+      {
+        name: 'allow',
+        value: 'FILE',
+        repeat: true,
+        help: 'findings that do not count: OpenVEX, or YAML with reasons and dates',
+      },
+      {
+        name: 'detector',
+        value: 'DETECTOR',
+        choices: ['database', 'apt'],
+        help: 'database, or apt: missing security updates; database if absent',
+      },
+      {
+        name: 'watch',
+        help: 'stay, look again when images or the database change, and raise an alert for what is new',
+      },
+    ],
+    examples: [
+      { command: 'ct image scan debian-12 --fail-on high', what: 'for a pipeline' },
+      {
+        command: 'ct image scan debian-12 --format sarif > scan.sarif',
+        what: 'for code scanning of a forge',
+      },
+      { command: 'ct image scan --detector apt debian-12', what: 'without a database' },
+    ],
+    load: () => import('./commands/image/scan.ts'),
+  },
+  {
+    name: 'vuln db',
+    summary: 'make the vulnerability database from feeds, or show how old it is',
+    description: [
+      '`update` reads all feeds that are named and makes a new database of them; if anything is wrong with one, the database stays as it was. Feeds are seen by their contents: OSV (ZIP archive, directory, JSON lines) and the JSON of the Debian security tracker.',
+      '`status` shows which feeds the database is from, and as of when.',
+    ],
+    positionals: {
+      placeholder: 'ACTION',
+      min: 1,
+      max: 1,
+      help: 'update or status',
+      choices: ['update', 'status'],
+    },
+    options: [
+      {
+        name: 'from',
+        value: 'FILE|URL',
+        repeat: true,
+        help: 'a feed; those of vulnerabilities.yml in the policy directory if absent',
+      },
+      JSON_OPTION,
+    ],
+    examples: [
+      { command: 'ct vuln db update --from all.zip --from debian.json', what: 'from two files' },
+      { command: 'ct vuln db status', what: 'how old it is' },
+    ],
+    load: () => import('./commands/vuln/db.ts'),
+  },
+  {
     name: 'bench start',
     summary: 'measure how long a VM takes to appear and to vanish, and what it costs',
     description: [

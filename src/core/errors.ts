@@ -296,7 +296,7 @@ export const ERROR_CODES = {
   VULN_DB_INVALID: {
     kind: 'untrusted-input',
     http: 422,
-    when: 'a feed of vulnerabilities is malformed, too large or empty; the database is as it was',
+    when: 'a feed of vulnerabilities cannot be had, or is malformed, too large or empty; the database is as it was',
   },
   IMAGE_VULNERABLE: {
     kind: 'policy',

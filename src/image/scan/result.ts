@@ -1,0 +1,152 @@
+/**
+ * What a scan found, kept for whoever has to decide later:
+ *
+ *     vuln/results/<hex of the image's digest>/<hex of the database's revision>.json    (`apt.json` of the apt detector)
+ *     vuln/told/<hex of the image's digest>.json                                        findings that an alert was raised for
+ *
+ * Files appear complete or not at all.
+ */
+import { randomBytes } from 'node:crypto';
+import { mkdir, open, readdir, readFile, rename, rm, stat } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import { vulnDirectory } from './database.ts';
+import type { Exception } from './exceptions.ts';
+import type { Finding } from './match.ts';
+import { SEVERITIES, type Severity } from './severity.ts';
+
+export interface JudgedFinding extends Finding {
+  /** Absent: it counts. With `expired` it counts again. */
+  readonly exception?: {
+    readonly status: Exception['status'];
+    readonly reason: string;
+    readonly from: string;
+    /** RFC 3339. */
+    readonly expires?: string;
+    readonly expired: boolean;
+  };
+}
+
+/** docs/scanning.md describes it; policies will be asked about it. Changes with `version`. */
+export interface ScanResult {
+  readonly version: 1;
+  readonly image: { readonly name: string; readonly digest: string };
+  readonly detector: 'database' | 'apt';
+  /** What the findings come from; `revision` names it. RFC 3339. */
+  readonly source: { readonly revision: string; readonly asOf: string };
+  readonly scannedAt: string;
+  readonly packages: { readonly examined: number; readonly unexamined: readonly string[] };
+  /** Of the findings that count. */
+  readonly counts: Readonly<Record<Severity, number>>;
+  /** The worst first; also those that do not count. */
+  readonly findings: readonly JudgedFinding[];
+}
+
+/** Of one image; each takes some 100 KB. */
+const RESULTS_KEPT = 10;
+const MAX_RESULT_BYTES = 256 * 1024 * 1024;
+
+export function doesCount({ exception }: JudgedFinding): boolean {
+  return exception === undefined || exception.expired;
+}
+
+export function countFindings(findings: readonly JudgedFinding[]): Readonly<Record<Severity, number>> {
+  const counts = Object.fromEntries(SEVERITIES.map((severity) => [severity, 0])) as Record<Severity, number>;
+  for (const finding of findings) if (doesCount(finding)) counts[finding.severity] += 1;
+  return counts;
+}
+
+export function resultPath(
+  ctHome: string,
+  result: Pick<ScanResult, 'image' | 'detector' | 'source'>,
+): string {
+  const file = result.detector === 'apt' ? 'apt' : hexOf(result.source.revision);
+  return join(resultsDirectory(ctHome), hexOf(result.image.digest), `${file}.json`);
+}
+
+/** Returns where it lies. Of each image the newest are kept. */
+export async function storeResult(ctHome: string, result: ScanResult): Promise<string> {
+  const path = resultPath(ctHome, result);
+  await writeAtomically(path, `${JSON.stringify(result, undefined, 1)}\n`);
+  const directory = dirname(path);
+  const files = (await readdir(directory)).filter((name) => name.endsWith('.json'));
+  const aged = await Promise.all(
+    files.map(async (name) => ({ name, mtimeMs: (await stat(join(directory, name))).mtimeMs })),
+  );
+  for (const { name } of aged.sort((a, b) => b.mtimeMs - a.mtimeMs).slice(RESULTS_KEPT)) {
+    await rm(join(directory, name), { force: true });
+  }
+  return path;
+}
+
+/** The newest result of an image; undefined if it was never scanned, or what is there cannot be read. */
+export async function latestResult(ctHome: string, digest: string): Promise<ScanResult | undefined> {
+  const directory = join(resultsDirectory(ctHome), hexOf(digest));
+  const names = await readdir(directory).catch(() => []);
+  const results = await Promise.all(
+    names.filter((name) => name.endsWith('.json')).map((name) => read(join(directory, name))),
+  );
+  return results
+    .filter((result) => result !== undefined)
+    .sort((a, b) => (a.scannedAt < b.scannedAt ? 1 : -1))[0];
+}
+
+async function read(path: string): Promise<ScanResult | undefined> {
+  try {
+    if ((await stat(path)).size > MAX_RESULT_BYTES) return undefined;
+    const result = JSON.parse(await readFile(path, 'utf8')) as ScanResult;
+    return result.version === 1 ? result : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/** A finding as alerts tell them apart. */
+export function findingKey({ id, package: { ecosystem, name } }: Finding): string {
+  return `${id} ${ecosystem} ${name}`;
+}
+
+/** What was told of an image before; undefined if it never was looked at. */
+export async function readTold(ctHome: string, digest: string): Promise<ReadonlySet<string> | undefined> {
+  try {
+    const keys: unknown = JSON.parse(await readFile(toldPath(ctHome, digest), 'utf8'));
+    return Array.isArray(keys) ? new Set(keys.map(String)) : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+export async function writeTold(ctHome: string, digest: string, keys: ReadonlySet<string>): Promise<void> {
+  await writeAtomically(toldPath(ctHome, digest), JSON.stringify([...keys].sort()));
+}
+
+function toldPath(ctHome: string, digest: string): string {
+  return join(vulnDirectory(ctHome), 'told', `${hexOf(digest)}.json`);
+}
+
+function resultsDirectory(ctHome: string): string {
+  return join(vulnDirectory(ctHome), 'results');
+}
+
+function hexOf(digest: string): string {
+  const hex = /^sha256:([0-9a-f]{64})$/.exec(digest)?.[1];
+  if (hex === undefined) throw new Error(`no digest: ${digest}`);
+  return hex;
+}
+
+async function writeAtomically(path: string, text: string): Promise<void> {
+  await mkdir(dirname(path), { recursive: true, mode: 0o700 });
+  const temporary = `${path}.${process.pid}-${randomBytes(4).toString('hex')}`;
+  try {
+    const file = await open(temporary, 'wx', 0o600);
+    try {
+      await file.writeFile(text);
+      await file.sync();
+    } finally {
+      await file.close();
+    }
+    await rename(temporary, path);
+  } catch (error) {
+    await rm(temporary, { force: true });
+    throw error;
+  }
+}
