@@ -5,7 +5,7 @@
 import type { AuditCounts, CpuCounts } from './frame-parser.ts';
 import { MAX_CPUS } from './frame-parser.ts';
 import { MAX_SEGMENT_FILE_BYTES, MAX_SEGMENTS } from './segment-format.ts';
-import type { AuditViolationReason } from './violation.ts';
+import { AUDIT_VIOLATION_REASONS, type AuditViolationReason } from './violation.ts';
 
 export interface SegmentSummary {
   readonly bytes: number;
@@ -29,15 +29,7 @@ export interface AuditSummary {
   readonly violation?: { readonly reason: AuditViolationReason; readonly message: string };
 }
 
-const REASONS: readonly string[] = [
-  'malformed',
-  'gap',
-  'lost',
-  'silent',
-  'closed',
-  'full',
-] satisfies AuditViolationReason[];
-const MAX_MESSAGE_LENGTH = 500;
+export const MAX_MESSAGE_LENGTH = 500;
 
 /** Reads a summary that somebody else wrote. Throws RangeError, with what is wrong. */
 export function parseAuditSummary(value: unknown): AuditSummary {
@@ -96,7 +88,7 @@ function parseSegment(value: unknown, index: number): SegmentSummary {
 
 function parseViolation(value: unknown): NonNullable<AuditSummary['violation']> {
   const { reason, message } = objectOf(value, 'the violation');
-  if (typeof reason !== 'string' || !REASONS.includes(reason))
+  if (typeof reason !== 'string' || !AUDIT_VIOLATION_REASONS.includes(reason))
     throw new RangeError('the violation has no reason');
   if (typeof message !== 'string' || message.length > MAX_MESSAGE_LENGTH) {
     throw new RangeError('the violation has no short message');

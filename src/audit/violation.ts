@@ -12,8 +12,24 @@ export type AuditViolationReason =
   | 'silent'
   /** The channel ended before the run did, maybe within a frame. */
   | 'closed'
+  /** The job has ended, and the guest did not send all that it had recorded. */
+  | 'unsent'
+  /** Whoever kept the record was killed. */
+  | 'interrupted'
   /** The record is as large as it may become. */
   | 'full';
+
+/** All of {@link AuditViolationReason}. */
+export const AUDIT_VIOLATION_REASONS: readonly string[] = [
+  'malformed',
+  'gap',
+  'lost',
+  'silent',
+  'closed',
+  'unsent',
+  'interrupted',
+  'full',
+] satisfies AuditViolationReason[];
 
 /** Ends the run whose record it is about. What the guest sent is to blame, so the code is one for bytes of others. */
 export class AuditViolation extends CtError {

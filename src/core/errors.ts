@@ -278,6 +278,16 @@ export const ERROR_CODES = {
     http: 422,
     when: 'the audit record of a run has a gap or no end, could not be kept, or has no seal',
   },
+  AUDIT_LOST: {
+    kind: 'policy',
+    http: 403,
+    when: 'policy requires an audit record, and that of the run broke off, so the run was ended',
+  },
+  AUDIT_UNAVAILABLE: {
+    kind: 'system',
+    http: 500,
+    when: 'policy requires an audit record, and the VM or this host cannot keep one, so there is no run',
+  },
   AUDIT_TAMPERED: {
     kind: 'policy',
     http: 422,
