@@ -5,8 +5,10 @@ import { join } from 'node:path';
 import { before, test } from 'node:test';
 import type { Alert } from '../../src/audit/alert.ts';
 import { safeAlert } from '../../src/audit/alert-text.ts';
-import { type DetectionOptions, Detections, MAX_BATCH_EVENTS } from '../../src/audit/detect.ts';
-import { namesInOrder } from '../../src/audit/timeline/destinations.ts';
+import { type DetectionOptions, Detections } from '../../src/audit/detect.ts';
+import { batches, MAX_BATCH_EVENTS, parseBatch } from '../../src/audit/detection/batches.ts';
+import { Candidates } from '../../src/audit/detection/candidates.ts';
+import { type NameOf, namesInOrder } from '../../src/audit/timeline/destinations.ts';
 import { installRoot } from '../../src/core/install.ts';
 import { SourceText } from '../../src/core/yaml-source.ts';
 import { parsePolicyData } from '../../src/policy/data.ts';
@@ -14,10 +16,11 @@ import { loadWasmEngine, type WasmEngine } from '../../src/policy/engine.ts';
 import { lowered } from '../fixtures/policy/cases.ts';
 import { makeBuild, npmCi, reverseShell, SyntheticRun } from '../support/audit-run.ts';
 
+const NAME_OF = namesInOrder(['registry.example']);
+
 const OPTIONS: DetectionOptions = {
   run: { id: 'r1', job: 'build', trust: 'local', repository: 'acme/site', ref: 'refs/heads/main' },
   baseline: null,
-  nameOf: namesInOrder(['registry.example']),
   clockOffsetNs: 1_800_000_000_000_000_000n,
   evidence: '/home/ct/runs/r1/audit',
 };
@@ -43,16 +46,22 @@ interface Found {
   readonly slowestMs: number;
 }
 
-function find(run: SyntheticRun, options: Partial<DetectionOptions> = {}, policy = engine): Found {
+interface Situation extends Partial<DetectionOptions> {
+  readonly nameOf?: NameOf;
+}
+
+function find(run: SyntheticRun, { nameOf = NAME_OF, ...options }: Situation = {}, policy = engine): Found {
   const detections = new Detections({ ...OPTIONS, ...options });
-  for (const event of run.events()) detections.add(event);
+  const candidates = new Candidates(nameOf);
+  for (const event of run.events()) candidates.add(event);
   let slowestMs = 0;
-  const found = detections.questions(true).flatMap((question) => {
-    assert.ok(question.candidates.length <= MAX_BATCH_EVENTS);
-    const { findings, meta } = policy.detect(question.input);
+  const found = batches(candidates.take(true)).flatMap((sent) => {
+    const batch = parseBatch(JSON.parse(JSON.stringify(sent)));
+    assert.ok(batch && batch.length <= MAX_BATCH_EVENTS);
+    const { findings, meta } = policy.detect(detections.question(batch));
     assert.equal(meta.error, undefined);
     slowestMs = Math.max(slowestMs, meta.evaluation_ns / 1e6);
-    return detections.alerts(question, findings, new Date(0));
+    return detections.alerts(batch, findings, new Date(0));
   });
   return {
     alerts: found.map(({ alert }) => alert),
@@ -152,18 +161,18 @@ test('policy data says what follows from a finding', async () => {
   await assert.rejects(engineWith('detect: {persistence: sometimes}'), { code: 'POLICY_INVALID' });
 });
 
-test('an answer that is none is an alert, once', () => {
+test('an answer that is none is an alert, once; so are events that were passed over, as often as more are', () => {
   const detections = new Detections(OPTIONS);
-  const run = new SyntheticRun();
-  run.step('x');
-  for (const event of run.events()) detections.add(event);
-  const [question] = detections.questions(true);
-  assert.ok(question);
+  const told = detections.alerts([], undefined, new Date(0));
   assert.deepEqual(
-    detections.alerts(question, undefined, new Date(0)).map(({ alert }) => [alert.rule, alert.action]),
+    told.map(({ alert }) => [alert.rule, alert.action]),
     [['ct.detect.error', 'recorded']],
   );
-  assert.deepEqual(detections.alerts(question, undefined, new Date(0)), []);
+  assert.deepEqual(detections.alerts([], undefined, new Date(0)), []);
+  assert.equal(detections.overflow(0, new Date(0)), undefined);
+  assert.match(detections.overflow(7, new Date(0))?.alert.title ?? '', /^7 events/);
+  assert.equal(detections.overflow(7, new Date(0)), undefined);
+  assert.match(detections.overflow(9, new Date(0))?.alert.title ?? '', /^2 events/);
 });
 
 test('a question that is no question has no answer, and meta says why', () => {
@@ -195,11 +204,11 @@ test('a flood of system calls costs little: those of no interest are passed over
   for (let index = 0; index < 100; index += 1)
     shell.call('read', [3n]).call('openat', []).call('close', [3n]);
   const calls = run.events().filter(({ kind }) => kind === 'syscall');
-  const detections = new Detections(OPTIONS);
+  const candidates = new Candidates(NAME_OF);
   const began = performance.now();
   let added = 0;
   while (added < 1_000_000) {
-    for (const call of calls) detections.add(call);
+    for (const call of calls) candidates.add(call);
     added += calls.length;
   }
   const perSecond = added / ((performance.now() - began) / 1000);

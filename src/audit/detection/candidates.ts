@@ -34,8 +34,10 @@ export const MAX_WAITING = 32_768;
 const DISORDER_NS = 500_000_000n;
 /** The same again is not put to the rules again: their answer would be the same. */
 const MAX_SEEN = 4096;
-const MAX_ARGUMENTS = 64;
-const MAX_ARGUMENT_CHARACTERS = 2048;
+/** Further arguments become one, so that rules look at all of them and few times. */
+const MAX_ARGUMENTS = 256;
+/** PATH_MAX; what is longer is no path that can be opened. */
+export const MAX_PATH_CHARACTERS = 4096;
 const MAX_CONNECTIONS = 8;
 /** Ancestors that a process is looked for among. */
 const MAX_DEPTH = 64;
@@ -155,7 +157,7 @@ export class Candidates {
       case 'exec':
         return this.#candidate(event, process, 'exec', {
           path: cut(event.binary),
-          args: process.args.slice(0, MAX_ARGUMENTS).map(cut),
+          args: joined(process.args),
           ...(event.digest === undefined ? {} : { digest: event.digest }),
           ...(earlierUid === undefined || earlierUid === event.uid ? {} : { earlier_uid: earlierUid }),
         });
@@ -291,7 +293,7 @@ const INTERPRETERS = /^(node|nodejs|python[0-9.]*|perl|ruby|bash|sh|dash)$/;
 function programOf({ binary, args }: Process): string {
   const name = posix.basename(binary);
   if (!INTERPRETERS.test(name)) return cut(name);
-  const [first] = args.slice(1, MAX_ARGUMENTS);
+  const [, first] = args;
   return cut(first === undefined || first.startsWith('-') ? name : posix.basename(first));
 }
 
@@ -314,8 +316,13 @@ const NOBODY: Process = {
   version: 0,
 };
 
+function joined(args: readonly string[]): readonly string[] {
+  if (args.length <= MAX_ARGUMENTS) return args;
+  return [...args.slice(0, MAX_ARGUMENTS - 1), args.slice(MAX_ARGUMENTS - 1).join(' ')];
+}
+
 function cut(text: string): string {
-  return text.length <= MAX_ARGUMENT_CHARACTERS ? text : text.slice(0, MAX_ARGUMENT_CHARACTERS);
+  return text.length <= MAX_PATH_CHARACTERS ? text : text.slice(0, MAX_PATH_CHARACTERS);
 }
 
 function callTable(isCompat: boolean): (CallName | undefined)[] {
