@@ -311,9 +311,9 @@ export const COMMANDS: readonly CommandSpec[] = [
     name: 'audit diff',
     summary: 'say what one run did that another one did not',
     description: [
-      'Compares programs (by path and digest), destinations, files written outside of the workspace and refusals of RUN2 with those of RUN1. Numbers of processes and names of temporary files do not count.',
+      'Compares programs (by path and digest), destinations, files written outside of the workspace and refusals of the second run with those of the first. Numbers of processes and names of temporary files do not count.',
     ],
-    positionals: { placeholder: 'RUN1 RUN2', min: 2, max: 2, help: RUN_HELP },
+    positionals: { placeholder: 'RUN', min: 2, max: 2, help: RUN_HELP },
     options: [JSON_OPTION],
     examples: [{ command: 'ct audit diff 4f2a latest', what: 'what the newest run did anew' }],
     load: () => import('./commands/audit/diff.ts'),

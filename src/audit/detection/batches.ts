@@ -4,7 +4,7 @@
  */
 
 import type { DetectEvent, DetectProcess, DetectProgram } from '../../policy/detection.ts';
-import { MAX_PROCESS_RECORD_BYTES } from '../../protocol/audit.ts';
+import { DeniedWhat, FileWhat, MAX_PROCESS_RECORD_BYTES } from '../../protocol/audit.ts';
 import { type Candidate, MAX_PATH_CHARACTERS } from './candidates.ts';
 
 /** A batch is evaluated in one go, during which nothing else happens: some milliseconds. */
@@ -74,13 +74,10 @@ const FIELDS: Readonly<
     { digest: (value) => typeof value === 'string' && /^[0-9a-f]{64}$/.test(value), earlier_uid: isUint32 },
   ],
   connect: [{ host: isPlace, address: isPlace, port: isPort, protocol: isPort }, {}],
-  file: [
-    { what: oneOf('read', 'write', 'unlink', 'rename', 'setuid'), path: isPath, flags: isUint32 },
-    { target: RELATIONS },
-  ],
+  file: [{ what: oneOf(...Object.keys(FileWhat)), path: isPath, flags: isUint32 }, { target: RELATIONS }],
   denied: [
     {
-      what: oneOf('exec', 'library', 'mprotect', 'script', 'socket', 'ptrace', 'bpf', 'sysctl'),
+      what: oneOf(...Object.keys(DeniedWhat)),
       path: isPath,
     },
     {},
