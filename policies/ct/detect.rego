@@ -249,8 +249,9 @@ found contains {
 	some index, event in input.events
 	event.kind == "exec"
 	event.process.uid == 0
-	event.exec.earlier_uid != 0
+	event.exec.earlier.uid != 0
 	not becomes_root(event.exec.path)
+	not becomes_root(event.exec.earlier.binary)
 }
 
 # A copy elsewhere has no business to be setuid.

@@ -109,11 +109,12 @@ test_connections_handed_on if {
 test_setuid if {
 	rules(event("file", {"what": "setuid", "path": "/tmp/su", "flags": 2541}, {})) == {"setuid"}
 	rules(event("file", {"what": "setuid", "path": "/usr/bin/su", "flags": 2541}, by("dpkg"))) == set()
-	rules(event("exec", {"path": "/tmp/su", "args": [], "earlier_uid": 1000}, {"uid": 0})) == {"setuid"}
-	rules(event("exec", {"path": "/usr/bin/dash", "args": [], "earlier_uid": 1000}, {"uid": 0})) == {"setuid"}
-	rules(event("exec", {"path": "/usr/bin/sudo", "args": [], "earlier_uid": 1000}, {"uid": 0})) == set()
+	rules(event("exec", {"path": "/tmp/su", "args": [], "earlier": {"uid": 1000, "binary": "/tmp/x"}}, {"uid": 0})) == {"setuid"}
+	rules(event("exec", {"path": "/usr/bin/dash", "args": [], "earlier": {"uid": 1000, "binary": "/tmp/x"}}, {"uid": 0})) == {"setuid"}
+	rules(event("exec", {"path": "/usr/bin/sudo", "args": [], "earlier": {"uid": 1000, "binary": "/tmp/x"}}, {"uid": 0})) == set()
+	rules(event("exec", {"path": "/usr/bin/dash", "args": [], "earlier": {"uid": 1000, "binary": "/usr/bin/sudo"}}, {"uid": 0})) == set()
 	rules(event("exec", {"path": "/usr/bin/dash", "args": []}, {"uid": 0})) == set()
-	rules(event("exec", {"path": "/usr/bin/dash", "args": [], "earlier_uid": 0}, {"uid": 1000})) == set()
+	rules(event("exec", {"path": "/usr/bin/dash", "args": [], "earlier": {"uid": 0, "binary": "/usr/bin/su"}}, {"uid": 1000})) == set()
 }
 
 test_persistence if {

@@ -32,8 +32,8 @@ export type DetectEvent = { readonly process: DetectProcess } & (
         readonly args: readonly string[];
         /** SHA-256 in hex, where it was computed. */
         readonly digest?: string;
-        /** Its user before, where that was another one. */
-        readonly earlier_uid?: number;
+        /** Where its user was another one before: that one, and what it ran then. */
+        readonly earlier?: { readonly uid: number; readonly binary: string };
       };
     }
   | {

@@ -198,6 +198,24 @@ test('a hostile run is judged in batches that take little time each', () => {
   assert.ok(slowestMs < 250, `${slowestMs} ms`);
 });
 
+test('an ordinary install of thousands of files is judged as it comes', () => {
+  const run = new SyntheticRun();
+  const npm = run.step('npm ci').spawn('/usr/bin/node', ['node', '/usr/bin/npm', 'ci']);
+  const files = 6400;
+  for (let index = 0; index < files; index += 1) {
+    npm.file(
+      index % 2 === 0 ? 'write' : 'read',
+      `/workspace/node_modules/package-${index % 300}/lib/file-${index}.js`,
+    );
+  }
+  const began = performance.now();
+  const { alerts } = find(run);
+  const perSecond = files / ((performance.now() - began) / 1000);
+  console.error(`files judged: ${Math.round(perSecond / 1000)} k/s`);
+  assert.deepEqual(alerts, []);
+  assert.ok(perSecond > 5000, `${perSecond}`);
+});
+
 test('a flood of system calls costs little: those of no interest are passed over by their number', () => {
   const run = new SyntheticRun();
   const shell = run.step('x').connect('192.0.2.1', 1, { fd: 1000 });

@@ -71,7 +71,10 @@ const FIELDS: Readonly<
 > = {
   exec: [
     { path: isPath, args: isArguments },
-    { digest: (value) => typeof value === 'string' && /^[0-9a-f]{64}$/.test(value), earlier_uid: isUint32 },
+    {
+      digest: (value) => typeof value === 'string' && /^[0-9a-f]{64}$/.test(value),
+      earlier: (value) => hasFields(value, { uid: isUint32, binary: isPath }, {}),
+    },
   ],
   connect: [{ host: isPlace, address: isPlace, port: isPort, protocol: isPort }, {}],
   file: [{ what: oneOf(...Object.keys(FileWhat)), path: isPath, flags: isUint32 }, { target: RELATIONS }],

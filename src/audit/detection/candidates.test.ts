@@ -123,7 +123,7 @@ test('a user that becomes another one by what it runs shows as such', () => {
   assert.ok(exec?.kind === 'exec');
   const later = { ...exec, timeNs: exec.timeNs + 1n, uid: 0, binary: '/tmp/root' };
   const found = of(candidatesOf([...events, later]), 'exec').at(-1);
-  assert.deepEqual([found?.exec.earlier_uid, found?.process.uid], [1000, 0]);
+  assert.deepEqual([found?.exec.earlier, found?.process.uid], [{ uid: 1000, binary: '/bin/sh' }, 0]);
   assert.ok(shell.pid > 0);
 });
 

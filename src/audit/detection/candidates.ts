@@ -140,7 +140,8 @@ export class Candidates {
   }
 
   #record(event: ProcessEvent): Candidate | undefined {
-    const earlierUid = event.kind === 'exec' ? this.#table.get(event.process)?.uid : undefined;
+    const before = event.kind === 'exec' ? this.#table.get(event.process) : undefined;
+    const earlier = before && { uid: before.uid, binary: cut(before.binary) };
     const process = this.#table.apply(event);
     const { pid } = process;
     switch (event.kind) {
@@ -159,7 +160,7 @@ export class Candidates {
           path: cut(event.binary),
           args: joined(process.args),
           ...(event.digest === undefined ? {} : { digest: event.digest }),
-          ...(earlierUid === undefined || earlierUid === event.uid ? {} : { earlier_uid: earlierUid }),
+          ...(earlier === undefined || earlier.uid === event.uid ? {} : { earlier }),
         });
       case 'connect': {
         const { family, address, port, protocol } = event;
