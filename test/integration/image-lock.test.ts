@@ -1,9 +1,10 @@
 /** Locks of images for real: made from the apt sources of this machine, followed, and found stale. */
 import assert from 'node:assert/strict';
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { once } from 'node:events';
 import {
+  chmodSync,
   constants,
   copyFileSync,
   cpSync,
@@ -17,7 +18,8 @@ import {
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
-import { after, before, test } from 'node:test';
+import { after, before, type TestContext, test } from 'node:test';
+import { installRoot } from '../../src/core/install.ts';
 import {
   type BuildOptions,
   type BuiltImage,
@@ -30,6 +32,7 @@ import { formatLock, type ImageLock, lockDigest } from '../../src/image/lock-fil
 import { differenceOf, reproduceImage } from '../../src/image/reproduce.ts';
 import { findSources } from '../../src/image/sources.ts';
 import { ImageStore } from '../../src/image/store.ts';
+import { PROGRAM_PATH } from '../../src/image/supervised.ts';
 import { testHome } from '../support/images.ts';
 
 const DEFINITION = 'version: 1\nsuite: bookworm\npackages: [busybox-static]\n';
@@ -81,12 +84,12 @@ function writeLock(contents: ImageLock): void {
 }
 
 /** A test that needs the image; the lock is as it was before and after. */
-function lockTest(name: string, body: () => Promise<void>): void {
+function lockTest(name: string, body: (t: TestContext) => Promise<void>): void {
   test(name, async (t) => {
     if (skip !== undefined) return t.skip(skip);
     writeLock(lock);
     try {
-      await body();
+      await body(t);
     } finally {
       writeLock(lock);
       writeFileSync(join(definitions, 'tiny.yml'), DEFINITION);
@@ -150,6 +153,59 @@ lockTest(
     assert.equal(process.umask(), umask);
   },
 );
+
+/** Builds the image of the lock in `home` as user 54321, who has subordinate ids in a view of /etc of its own. */
+function buildAsUser(home: string): string {
+  const view = join(directory, 'etc');
+  mkdirSync(view);
+  const files: Readonly<Record<string, string>> = {
+    passwd: `${readFileSync('/etc/passwd', 'utf8')}ct-builder:x:54321:54321::/nonexistent:/bin/sh\n`,
+    group: `${readFileSync('/etc/group', 'utf8')}ct-builder:x:54321:\n`,
+    subuid: 'ct-builder:300000:65536\n',
+    subgid: 'ct-builder:300000:65536\n',
+  };
+  for (const [name, text] of Object.entries(files)) writeFileSync(join(view, name), text);
+  const script = `import { buildImage } from '${installRoot}/src/image/build.ts';
+    const { digest } = await buildImage(JSON.parse(process.argv[1]));
+    process.stdout.write(digest);`;
+  const { name, definitionDirs, guestAgentPath, probePath } = options;
+  const input = JSON.stringify({
+    name,
+    definitionDirs,
+    guestAgentPath,
+    probePath,
+    ctHome: home,
+    locked: true,
+  });
+  const mount =
+    'for file in passwd group subuid subgid; do mount --bind "$0/$file" "/etc/$file"; done; exec "$@"';
+  const asUser = ['setpriv', '--reuid=54321', '--regid=54321', '--clear-groups'];
+  return execFileSync(
+    'unshare',
+    [
+      ...['--mount', '--propagation=private', 'sh', '-c', mount, view, ...asUser],
+      ...[process.execPath, '--input-type=module', '--eval', script, input],
+    ],
+    {
+      cwd: '/',
+      encoding: 'utf8',
+      env: { PATH: PROGRAM_PATH, HOME: home },
+      stdio: ['ignore', 'pipe', 'pipe'],
+    },
+  );
+}
+
+lockTest('root and a user without rights build the same image', async (t) => {
+  if (process.getuid?.() !== 0) return t.skip('only root can build as root and as another user');
+  if (spawnSync('newuidmap', [], { stdio: 'ignore' }).error)
+    return t.skip('newuidmap (uidmap) is not installed');
+  const home = join(directory, 'home-of-a-user');
+  cpSync(join(options.ctHome, 'cache/apt/archives'), join(home, 'cache/apt/archives'), { recursive: true });
+  chmodSync(directory, 0o755);
+  execFileSync('chown', ['--recursive', '54321:54321', home]);
+  chmodSync(home, 0o700);
+  assert.equal(buildAsUser(home), image.digest);
+});
 
 lockTest(
   'a version that is gone is IMAGE_LOCK_STALE when only the lock will do, and nothing is built',
