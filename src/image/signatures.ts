@@ -1,0 +1,84 @@
+/**
+ * Signatures of stored images: Sigstore bundles, each about the digest of a manifest, below CT_HOME:
+ *
+ *     images/sha256/<hex of the manifest>/<hex of the bundle>.sigstore.json
+ *
+ * Nothing in them is trusted because it lies there: they are verified whenever it matters.
+ */
+import { createHash, randomBytes } from 'node:crypto';
+import { mkdir, open, readdir, readFile, rename, rm, stat } from 'node:fs/promises';
+import { join } from 'node:path';
+import { CtError, toCtError } from '../core/errors.ts';
+import { MAX_BUNDLE_BYTES } from '../verification/bundle.ts';
+import { buildStatement, type Statement } from '../verification/statement.ts';
+
+/** Says of an image that its signer stands for it; the predicate has its name. */
+export const IMAGE_PREDICATE_TYPE = 'urn:ct:image:v1';
+
+/** As many as are verified. */
+export const MAX_IMAGE_SIGNATURES = 64;
+const SUFFIX = '.sigstore.json';
+
+export class ImageSignatures {
+  readonly #home: string;
+
+  /** Touches nothing. */
+  constructor(ctHome: string) {
+    this.#home = ctHome;
+  }
+
+  /** The bundles of an image, in the order of their digests; the same one is there once. Throws SIGNATURE_MALFORMED. */
+  async list(imageDigest: string): Promise<readonly Buffer[]> {
+    const directory = this.#directory(imageDigest);
+    const names = await readdir(directory).catch(() => []);
+    const files = names.filter((name) => name.endsWith(SUFFIX)).sort();
+    if (files.length > MAX_IMAGE_SIGNATURES) {
+      throw new CtError('SIGNATURE_MALFORMED', `an image has more than ${MAX_IMAGE_SIGNATURES} signatures`);
+    }
+    const bundles: Buffer[] = [];
+    for (const name of files) {
+      const path = join(directory, name);
+      if ((await stat(path)).size > MAX_BUNDLE_BYTES) {
+        throw new CtError('SIGNATURE_MALFORMED', `${path} is too large for a signature`);
+      }
+      bundles.push(await readFile(path));
+    }
+    return bundles;
+  }
+
+  /** Keeps a bundle. It appears complete or not at all. */
+  async add(imageDigest: string, bundle: Uint8Array): Promise<void> {
+    const directory = this.#directory(imageDigest);
+    const name = `${createHash('sha256').update(bundle).digest('hex')}${SUFFIX}`;
+    const temporary = join(directory, `.${process.pid}-${randomBytes(4).toString('hex')}`);
+    try {
+      await mkdir(directory, { recursive: true, mode: 0o700 });
+      const file = await open(temporary, 'wx', 0o600);
+      try {
+        await file.writeFile(bundle);
+        await file.sync();
+      } finally {
+        await file.close();
+      }
+      await rename(temporary, join(directory, name));
+    } catch (error) {
+      await rm(temporary, { force: true });
+      throw toCtError(error);
+    }
+  }
+
+  #directory(imageDigest: string): string {
+    const hex = /^sha256:([0-9a-f]{64})$/.exec(imageDigest)?.[1];
+    if (hex === undefined) throw new CtError('INTERNAL', `${imageDigest} is no digest of an image`);
+    return join(this.#home, 'images/sha256', hex);
+  }
+}
+
+/** What a signature of an image says. */
+export function imageStatement(name: string, digest: string): Statement {
+  return buildStatement({
+    subjects: [{ name, digest }],
+    predicateType: IMAGE_PREDICATE_TYPE,
+    predicate: { name },
+  });
+}
