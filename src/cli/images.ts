@@ -92,16 +92,14 @@ export function progressOf(
   onProgress: EnsureOptions['onProgress'],
 ): (event: BuildProgress) => void {
   const seen = new Set<BuildPhase>();
+  let done = 0; // phases come in another order where parts are there already, and no bar goes backwards
   return (event) => {
     const first = !seen.has(event.phase);
-    onProgress(describeProgress(name, event, first), first);
     seen.add(event.phase);
+    done = Math.max(done, overallFraction(event));
+    const text = first ? PHASES[event.phase] : `${progressBar(done)} ${event.message}`;
+    onProgress(`image ${name}: ${text}`, first);
   };
-}
-
-function describeProgress(name: string, event: BuildProgress, first: boolean): string {
-  if (first) return `image ${name}: ${PHASES[event.phase]}`;
-  return `image ${name} ${progressBar(overallFraction(event))} ${event.message}`;
 }
 
 /** A difference of two releases has some tens of lines; more than these are only counted. */

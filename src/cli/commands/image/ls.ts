@@ -54,7 +54,8 @@ function asTable(images: readonly ListedImage[]): string {
       stored
         ? [
             name,
-            state,
+            // Built from other packages than those of its lock.
+            stored.manifest.local === true ? `${state}, local` : state,
             stored.digest.slice(0, 19),
             formatBytes(imageSizeBytes(stored.manifest)),
             stored.manifest.kernel.version,
@@ -73,6 +74,8 @@ function asJson(images: readonly ListedImage[]): string {
     sizeBytes: stored && imageSizeBytes(stored.manifest),
     kernel: stored?.manifest.kernel.version,
     packages: stored?.manifest.packages.length,
+    lock: stored?.manifest.lock,
+    local: stored && stored.manifest.local === true,
     builtAt: stored?.builtAt,
   }));
   return `${JSON.stringify({ version: 1, images: list }, undefined, 2)}\n`;
