@@ -95,13 +95,44 @@ test('processes of the guest agent belong to the step that ran when they were st
     { name: 'two', startNs: second.startedNs + 1n },
   ];
   const early = { name: 'early', startNs: first.startedNs + 10_000_000_000n };
+  const stepsOf = async (run: SyntheticRun): Promise<unknown[]> =>
+    (await reportOf(run, { ...OPTIONS, steps })).processes.map(({ step }) => step);
+  assert.deepEqual(await stepsOf(run), [0, 1]);
+  // The one that was started last is neither: told by time, all of them are as close as they can be.
+  run.step('a shell');
+  assert.deepEqual(await stepsOf(run), [0, 1, 1]);
+  const none = await reportOf(run, { ...OPTIONS, steps: [early] });
+  assert.equal(none.processes[0]?.step, undefined);
+});
+
+test('clocks that are apart do not move processes to other steps, as long as each step has one', async () => {
+  const run = new SyntheticRun();
+  const roots = [run.step('a'), run.step('b'), run.step('c')];
+  const steps = roots.map(({ startedNs }, index) => ({
+    name: `${index}`,
+    startNs: startedNs - 250_000_000n,
+  }));
   const { processes } = await reportOf(run, { ...OPTIONS, steps });
   assert.deepEqual(
     processes.map(({ step }) => step),
-    [0, 1],
+    [0, 1, 2],
   );
-  const none = await reportOf(run, { ...OPTIONS, steps: [early] });
-  assert.equal(none.processes[0]?.step, undefined);
+});
+
+test('the first process of a step needs no record of its fork: what starts it is not recorded', async () => {
+  const run = new SyntheticRun();
+  makeBuild(run, ['main']);
+  const { processes } = await buildReport(
+    (async function* () {
+      for (const event of run.events()) if (event.kind !== 'fork' || event.process.pid !== 1) yield event;
+    })(),
+    OPTIONS,
+  );
+  assert.deepEqual(
+    [processes[0]?.binary, processes[0]?.origin, processes[0]?.parent],
+    ['/bin/sh', 'exec', undefined],
+  );
+  assert.equal(processes.filter(({ parent }) => parent === undefined).length, 1);
 });
 
 test('denials are counted by what was refused', async () => {

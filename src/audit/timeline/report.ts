@@ -155,6 +155,7 @@ class ReportBuilder {
   }
 
   report(): Report {
+    this.#assignSteps();
     return {
       processes: this.#nodes,
       programs: [...this.#programs.values()],
@@ -189,17 +190,26 @@ class ReportBuilder {
       startNs: process.sinceNs,
       earlier: [],
     };
-    if (parent === undefined) this.#assignStep(node);
     this.#nodes.push(node);
     this.#nodeOf.set(process, node);
     return node;
   }
 
-  #assignStep(node: ProcessNode): void {
-    const index = this.#options.steps.findLastIndex(
-      ({ startNs }) => startNs <= node.startNs + CLOCK_SLACK_NS,
-    );
-    if (index !== -1) node.step = index;
+  /**
+   * Each step is one process that the guest agent starts. Where there are as many as steps, they are told by their order; else,
+   * as with a shell that was opened meanwhile, by when they were started.
+   */
+  #assignSteps(): void {
+    const { steps } = this.#options;
+    const roots = this.#nodes
+      .filter(({ parent }) => parent === undefined)
+      .toSorted((a, b) => (a.startNs < b.startNs ? -1 : a.startNs > b.startNs ? 1 : 0));
+    const isByOrder = roots.length === steps.length;
+    for (const [order, node] of roots.entries()) {
+      const latest = node.startNs + CLOCK_SLACK_NS;
+      const index = isByOrder ? order : steps.findLastIndex(({ startNs }) => startNs <= latest);
+      if (index !== -1) node.step = index;
+    }
   }
 
   #exec(

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
 import { test } from 'node:test';
+import { Script } from 'node:vm';
 import { makeBuild, npmCi, reverseShell, SyntheticRun } from '../../../test/support/audit-run.ts';
 import { RunClock } from '../../audit/timeline/clock.ts';
 import { namesInOrder } from '../../audit/timeline/destinations.ts';
@@ -176,6 +177,24 @@ test('the page loads nothing, and its policy names its own script and style alon
     assert.ok(policy.includes(`${name}-src 'sha256-${hash}'`), name);
   }
   assert.doesNotMatch(html, /https?:|url\(|@import|\ssrc=|\shref=/);
+});
+
+test('the script of the page can be read by an engine, and puts no markup together', async () => {
+  const [, source = ''] = /<script>([\s\S]*?)<\/script>/.exec(reportHtml(SHOWN, await reportOf(build))) ?? [];
+  assert.doesNotThrow(() => new Script(source));
+  assert.throws(() => new Script(`${source}}`), SyntaxError);
+  assert.doesNotMatch(source, /innerHTML|outerHTML|insertAdjacent|document\.write|eval|Function/);
+});
+
+test('the tags of the page are closed in the order in which they were opened', async () => {
+  const open: string[] = [];
+  for (const tag of tagsOf(reportHtml(SHOWN, await reportOf(build)))) {
+    const [, slash, name = '', end] = /^<(\/?)([!a-z0-9]+)[^>]*?(\/?)>$/.exec(tag) ?? [];
+    if (end || ['!doctype', 'meta', 'input'].includes(name)) continue;
+    if (slash) assert.equal(open.pop(), name);
+    else open.push(name);
+  }
+  assert.deepEqual(open, []);
 });
 
 test('the page of the largest report is made in a moment, also if every process has one child', async () => {
