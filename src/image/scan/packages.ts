@@ -23,6 +23,10 @@ export interface SbomPackages {
 /** An image of a desktop has some 3,000. */
 const MAX_COMPONENTS = 1_000_000;
 const MAX_DEPTH = 8;
+/** What ct adds to each image: it has no advisories but releases. */
+const OWN = new Set(['ct-guest-agent', 'ct-probe']);
+/** Node.js itself as a package of npm: no feed of npm packages is about it. */
+const NODE_ITSELF = /^node-(?:bin-)?(?:linux|darwin|win)-[a-z0-9]+$/;
 const CODE_NAME = /^[a-z][a-z0-9-]{0,40}$/;
 
 type Json = Readonly<Record<string, unknown>>;
@@ -46,15 +50,18 @@ export function packagesOfSbom(text: string): SbomPackages {
         throw corrupt('its components are not what they should be');
       const found = packageOf(component);
       if (found) packages.push(found);
-      else if (component['type'] !== 'file' && component['type'] !== 'operating-system') {
-        unexamined.push(labelOf(component));
-      }
+      else if (isProgram(component)) unexamined.push(labelOf(component));
       const { components: parts } = component;
       if (Array.isArray(parts) && depth < MAX_DEPTH) visit(parts, depth + 1);
     }
   };
   visit(document['components'], 0);
   return { packages, unexamined: unexamined.sort() };
+}
+
+function isProgram({ type, name, purl }: Json): boolean {
+  if (type === 'file' || type === 'operating-system') return false;
+  return purl !== undefined || !OWN.has(String(name));
 }
 
 function packageOf(component: Json): InstalledPackage | undefined {
@@ -64,6 +71,7 @@ function packageOf(component: Json): InstalledPackage | undefined {
   const { version } = purl;
   if (version.length > MAX_VERSION_CHARACTERS) return undefined;
   if (purl.type === 'npm') {
+    if (purl.namespace === '' && NODE_ITSELF.test(purl.name)) return undefined;
     const name = purl.namespace === '' ? purl.name : `${purl.namespace}/${purl.name}`;
     return {
       name,
@@ -78,12 +86,15 @@ function packageOf(component: Json): InstalledPackage | undefined {
   const ecosystem = purl.type === 'deb' && purl.namespace === 'debian' ? releaseOf(purl) : undefined;
   if (ecosystem === undefined) return undefined;
   const [upstreamName, upstreamVersion] = splitUpstream(purl);
+  const sourceName = property(component, 'ct:sourcePackage') ?? upstreamName ?? purl.name;
+  const sourceVersion = property(component, 'ct:sourceVersion') ?? upstreamVersion ?? withoutRebuild(version);
+  // A source that only signs what another has built; advisories are about that, by the version of what is installed.
+  const isSignedKernel = /^linux-signed-[a-z0-9]+$/.test(sourceName);
   return {
     name: purl.name,
     version,
     architecture: purl.qualifiers.get('arch') ?? '',
-    sourceName: property(component, 'ct:sourcePackage') ?? upstreamName ?? purl.name,
-    sourceVersion: property(component, 'ct:sourceVersion') ?? upstreamVersion ?? withoutRebuild(version),
+    ...(isSignedKernel ? { sourceName: 'linux', sourceVersion: version } : { sourceName, sourceVersion }),
     purl: written,
     ecosystem,
   };
