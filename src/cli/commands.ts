@@ -6,6 +6,19 @@ const JSON_OPTION = { name: 'json', help: 'print one JSON document on stdout' } 
 const RUN_HELP = 'a run: its id or a part that only it begins or ends with, its job, or `latest`';
 const RUN_HELP_OR_LATEST = `${RUN_HELP}; \`latest\` if absent`;
 
+/** Whose signatures of images are accepted (image-signers.ts). */
+const SIGNER_OPTIONS = [
+  { name: 'key', value: 'FILE', repeat: true, help: 'public key (PEM) whose signature is accepted' },
+  {
+    name: 'identity',
+    value: 'SUBJECT',
+    repeat: true,
+    help: 'identity of a certificate that is accepted, exact, or with `*` for one name; needs --issuer and --trusted-root',
+  },
+  { name: 'issuer', value: 'URL', help: 'who vouched for the identity' },
+  { name: 'trusted-root', value: 'FILE', help: 'trusted_root.json of the Sigstore instance' },
+] as const;
+
 const JOBS_OPTIONS = [
   { name: 'jobs', short: 'n', value: 'N', help: 'how many jobs; 100 if absent' },
   { name: 'parallel', short: 'j', value: 'J', help: 'how many at a time; 4 if absent' },
@@ -548,6 +561,120 @@ export const COMMANDS: readonly CommandSpec[] = [
       { command: 'ct image lock --check ci', what: 'are there newer packages?' },
     ],
     load: () => import('./commands/image/lock.ts'),
+  },
+  {
+    name: 'image import',
+    summary: 'make an image from a container image or a disk',
+    description: [
+      'Takes an image in OCI layout (umoci, skopeo, buildah, Bazel rules_oci, distroless), an archive of docker save, or a disk with an ext4 file system (Packer), and stores it as an image that jobs can name. Nothing of it is unpacked or run on this machine. Needs no root.',
+      'SOURCE is oci:DIR[:TAG], docker-archive:FILE[:NAME:TAG], raw:FILE[:pN] or qcow2:FILE[:pN], where pN is a partition.',
+    ],
+    positionals: { placeholder: 'SOURCE', max: 1, min: 1, help: 'what to import' },
+    options: [
+      { name: 'name', value: 'NAME', help: 'name of the image; required' },
+      {
+        name: 'kernel-of',
+        value: 'IMAGE',
+        help: 'image whose kernel and initramfs it gets; debian-12 if absent',
+      },
+      {
+        name: 'allow-setuid',
+        help: 'take an image with set-uid files or file capabilities, without these rights',
+      },
+      { name: 'max-size', value: 'SIZE', help: 'most bytes that its files may have; 16G if absent' },
+      {
+        name: 'directory',
+        short: 'C',
+        value: 'DIR',
+        help: 'project directory, instead of the current one',
+      },
+      JSON_OPTION,
+    ],
+    examples: [
+      { command: 'ct image import oci:bazel-bin/image --name app', what: 'what rules_oci built' },
+      { command: 'ct image import qcow2:output/disk.qcow2 --name builder', what: 'what Packer built' },
+    ],
+    load: () => import('./commands/image/import.ts'),
+  },
+  {
+    name: 'image push',
+    summary: 'upload an image to an OCI registry',
+    description: [
+      'Uploads the image, its signatures and its SBOMs. Credentials are those of `docker login` or `podman login`. TLS is verified; http is for registries on this machine.',
+    ],
+    positionals: {
+      placeholder: 'NAME REGISTRY/REPOSITORY[:TAG]',
+      max: 2,
+      min: 2,
+      help: 'image, and where it goes; the tag is latest if absent',
+    },
+    options: [JSON_OPTION],
+    examples: [{ command: 'ct image push debian-12 registry.example/ci/debian-12:1', what: 'under a tag' }],
+    load: () => import('./commands/image/push.ts'),
+  },
+  {
+    name: 'image pull',
+    summary: 'fetch an image from an OCI registry, and verify it',
+    description: [
+      'Fetches an image that `ct image push` uploaded, with its signatures. It has the same digest as where it was pushed. With --key or --identity, an image without an accepted signature is refused before its parts are fetched.',
+    ],
+    positionals: {
+      placeholder: 'REGISTRY/REPOSITORY[:TAG][@DIGEST]',
+      max: 1,
+      min: 1,
+      help: 'where it is; the tag is latest if absent',
+    },
+    options: [
+      {
+        name: 'name',
+        value: 'NAME',
+        help: 'name that it must have; the last part of the repository if absent',
+      },
+      ...SIGNER_OPTIONS,
+      JSON_OPTION,
+    ],
+    examples: [
+      {
+        command: 'ct image pull registry.example/ci/debian-12:1 --key image.pub',
+        what: 'if it is signed with that key',
+      },
+    ],
+    load: () => import('./commands/image/pull.ts'),
+  },
+  {
+    name: 'image sign',
+    summary: 'sign an image',
+    description: [
+      'Signs the digest of the image, with a key of yours or as an OIDC identity (keyless), and stores the signature beside it. An image can have several.',
+    ],
+    positionals: { placeholder: 'IMAGE', max: 1, min: 1, help: 'name or digest of a stored image' },
+    options: [
+      { name: 'key', value: 'FILE', help: 'private key (PKCS#8, PEM)' },
+      { name: 'passphrase-file', value: 'FILE', help: 'file with the passphrase of an encrypted key' },
+      { name: 'identity-token', value: 'FILE', help: 'file with an OIDC token of audience sigstore' },
+      {
+        name: 'signing-config',
+        value: 'FILE',
+        help: 'signing_config.json: the services that certify, log and timestamp; needed without --key',
+      },
+      JSON_OPTION,
+    ],
+    examples: [{ command: 'ct image sign debian-12 --key image.key', what: 'with a key of yours' }],
+    load: () => import('./commands/image/sign.ts'),
+  },
+  {
+    name: 'image verify',
+    summary: 'compare an image with its digests, and verify who signed it',
+    description: [
+      'Verifies that an accepted signer signed the image, and that each part has the digest that the manifest names. Parts that have not changed since they were compared are not read again. Uses no network.',
+    ],
+    positionals: { placeholder: 'IMAGE', max: 1, min: 1, help: 'name or digest of a stored image' },
+    options: [...SIGNER_OPTIONS, { name: 'full', help: 'read every part again' }, JSON_OPTION],
+    examples: [
+      { command: 'ct image verify debian-12 --key image.pub', what: 'signed with that key, and intact' },
+      { command: 'ct image verify debian-12 --full', what: 'intact, read from the disk again' },
+    ],
+    load: () => import('./commands/image/verify.ts'),
   },
   {
     name: 'image ls',

@@ -1,0 +1,69 @@
+/** Options that say whose signatures of images are accepted, for the commands that verify. */
+import { readFileSync } from 'node:fs';
+import { CtError, messageOf } from '../core/errors.ts';
+import type { AcceptedSigners } from '../image/verify.ts';
+import { loadTrust, type Trust } from '../verification/trust.ts';
+import type { SignerPolicy, VerifiedSigner } from '../verification/verify.ts';
+import type { ParsedOptions } from './command.ts';
+
+/** Undefined if nothing is said about signers. Throws USAGE, TRUST_INVALID. */
+export function acceptedSigners(parsed: ParsedOptions): AcceptedSigners | undefined {
+  const keys = parsed.values('key').map((path) => ({ name: path, pem: readInput(path).toString('utf8') }));
+  const identities = parsed.values('identity');
+  const issuer = parsed.value('issuer');
+  const rootPath = parsed.value('trusted-root');
+  if (keys.length === 0 && identities.length === 0) {
+    if (issuer === undefined && rootPath === undefined) return undefined;
+    throw new CtError('USAGE', '--issuer and --trusted-root belong to an --identity');
+  }
+  if (identities.length > 0 && (issuer === undefined || rootPath === undefined)) {
+    throw new CtError('USAGE', '--identity needs --issuer and --trusted-root', {
+      hint: 'an identity means something only together with who vouched for it',
+    });
+  }
+  const trust = loadTrust({
+    ...(rootPath === undefined ? {} : { trustedRoot: readInput(rootPath) }),
+    keys,
+  });
+  const policy: SignerPolicy = {
+    ...(keys.length === 0
+      ? {}
+      : { keys: { names: keys.map(({ name }) => name), logs: 0, timestampAuthorities: 0 } }),
+    ...(identities.length === 0
+      ? {}
+      : {
+          keyless: {
+            ...evidence(trust),
+            identities: identities.map((subject) => ({
+              issuer: issuer ?? '',
+              subject: subject.includes('*') ? { pattern: subject } : subject,
+            })),
+          },
+        }),
+  };
+  return { trust, policy };
+}
+
+/** What the instance offers is demanded: a log, or a timestamp where it has no log, and a certificate log. */
+function evidence({ root }: Trust): { logs: number; timestampAuthorities: number; certificateLogs: number } {
+  const logs = (root?.tlogs.length ?? 0) > 0 ? 1 : 0;
+  return {
+    logs,
+    timestampAuthorities: logs === 0 ? 1 : 0,
+    certificateLogs: (root?.ctlogs.length ?? 0) > 0 ? 1 : 0,
+  };
+}
+
+export function describeSigner({ signer, signedAt }: VerifiedSigner): string {
+  const who = signer.kind === 'key' ? `key ${signer.name}` : `${signer.subject} (${signer.issuer})`;
+  return signedAt === undefined ? who : `${who}, ${signedAt.toISOString()}`;
+}
+
+/** A file that the user names; small ones only. */
+export function readInput(path: string): Buffer {
+  try {
+    return readFileSync(path);
+  } catch (error) {
+    throw new CtError('USAGE', `${path} cannot be read: ${messageOf(error)}`, { cause: error });
+  }
+}
