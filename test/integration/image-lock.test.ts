@@ -322,10 +322,19 @@ lockTest(
         message: new RegExp(`${key} \\(of tool\\): a private key`),
         hint: /`holds`/,
       });
-      writeFileSync(join(definitions, 'tiny.yml'), `${definition}holds: { keys: [${key}] }\n`);
+      writeFileSync(
+        join(definitions, 'tiny.yml'),
+        `${definition}holds: { keys: [${key}], setuid: [/usr/bin/su] }\n`,
+      );
       const built = await buildImage(options);
-      const { sbom } = built.manifest;
-      assert.ok(sbom);
+      const { sbom, inventory } = built.manifest;
+      assert.ok(sbom && inventory);
+      const { files } = await new ImageStore(options.ctHome).readInventory(inventory);
+      assert.deepEqual(
+        files.filter(({ type, mode }) => type === 'file' && (mode & 0o6000) !== 0).map(({ path }) => path),
+        ['/usr/bin/su'],
+        'what is listed keeps its bits, and nothing else does',
+      );
       const document = (await new ImageStore(options.ctHome).readBlob(sbom.cyclonedx)).toString('utf8');
       assert.ok(document.includes('"pkg:npm/tool@1.0.0"'));
     } finally {
