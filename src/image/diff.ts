@@ -11,7 +11,10 @@ export interface DiffSide {
   readonly packages: readonly VersionedPackage[];
   readonly npm: readonly VersionedPackage[];
   readonly kernel: string | undefined;
+  /** Digest of its sources; of a lock. */
   readonly guestAgent?: string;
+  /** Digest; of an image. */
+  readonly initramfs?: string;
   readonly sizeBytes?: number;
   readonly files?: readonly InventoryFile[];
 }
@@ -23,6 +26,7 @@ export interface ImageDiff {
   readonly npm: readonly PackageDifference[];
   readonly kernel?: { readonly from: string; readonly to: string };
   readonly guestAgentChanged: boolean;
+  readonly initramfsChanged: boolean;
   readonly sizeBytes?: { readonly from: number; readonly to: number };
   readonly files?: {
     readonly added: readonly string[];
@@ -50,18 +54,28 @@ export function diffSides(from: DiffSide, to: DiffSide): ImageDiff {
     packages: diffPackages(from.packages, to.packages),
     npm: diffPackages(from.npm, to.npm, compareSemver),
     ...(bothKernels ? { kernel: { from: from.kernel, to: to.kernel } } : {}),
-    guestAgentChanged:
-      from.guestAgent !== undefined && to.guestAgent !== undefined && from.guestAgent !== to.guestAgent,
+    guestAgentChanged: differ(from.guestAgent, to.guestAgent),
+    initramfsChanged: differ(from.initramfs, to.initramfs),
     ...(bothSizes ? { sizeBytes: { from: from.sizeBytes, to: to.sizeBytes } } : {}),
     ...(from.files && to.files ? { files: diffFiles(from.files, to.files) } : {}),
   };
 }
 
+/** What is not known on one side does not differ. */
+function differ(from: string | undefined, to: string | undefined): boolean {
+  return from !== undefined && to !== undefined && from !== to;
+}
+
 export function isSame(diff: ImageDiff): boolean {
-  const { packages, npm, kernel, guestAgentChanged, files } = diff;
+  const { packages, npm, kernel, guestAgentChanged, initramfsChanged, files } = diff;
   const changedFiles =
     files === undefined ? 0 : files.added.length + files.removed.length + files.changed.length;
-  return packages.length + npm.length + changedFiles === 0 && kernel === undefined && !guestAgentChanged;
+  return (
+    packages.length + npm.length + changedFiles === 0 &&
+    kernel === undefined &&
+    !guestAgentChanged &&
+    !initramfsChanged
+  );
 }
 
 function diffFiles(
@@ -93,7 +107,7 @@ const MAX_FILES = 50;
 
 /** For a pull request. Names and versions were checked where they were read; they are shown as code all the same. */
 export function diffMarkdown(diff: ImageDiff, formatBytes: (bytes: number) => string): string {
-  const { packages, npm, kernel, guestAgentChanged, sizeBytes, files } = diff;
+  const { packages, npm, kernel, guestAgentChanged, initramfsChanged, sizeBytes, files } = diff;
   const lines = [`### Image: ${code(diff.from)} → ${code(diff.to)}`, ''];
   if (isSame(diff)) return `${[...lines, 'No difference.'].join('\n')}\n`;
   const count = (change: (entry: PackageDifference) => boolean): number =>
@@ -107,6 +121,7 @@ export function diffMarkdown(diff: ImageDiff, formatBytes: (bytes: number) => st
   );
   if (kernel) lines.push('', `Kernel: ${code(kernel.from)} → ${code(kernel.to)}`);
   if (guestAgentChanged) lines.push('', 'The guest agent is another.');
+  if (initramfsChanged) lines.push('', 'The initramfs (guest agent and kernel modules) is another.');
   lines.push(...table('Package', packages), ...table('npm package', npm));
   if (files) {
     for (const [what, paths] of Object.entries(files)) lines.push(...fileList(what, paths));

@@ -11,6 +11,7 @@ import {
   existsSync,
   mkdirSync,
   mkdtempSync,
+  readdirSync,
   readFileSync,
   rmSync,
   writeFileSync,
@@ -347,6 +348,49 @@ lockTest(
     }
   },
 );
+
+lockTest('`ct image lock` writes what has changed, says it, and with --check only says it', async () => {
+  const project = join(directory, 'project');
+  const own = join(project, '.ct/images');
+  mkdirSync(own, { recursive: true });
+  writeFileSync(join(own, 'own.yml'), DEFINITION);
+  const ct = (...args: readonly string[]) => {
+    const { status, stdout, stderr } = spawnSync(
+      process.execPath,
+      [join(installRoot, 'src/cli/main.ts'), 'image', ...args, '--directory', project],
+      { encoding: 'utf8', env: { ...process.env, CI: 'true', CT_HOME: options.ctHome }, cwd: directory },
+    );
+    return { status, stdout, stderr };
+  };
+  const path = join(own, 'own.lock.json');
+  assert.deepEqual([ct('lock', '--check').status, existsSync(path)], [1, false]);
+
+  const first = ct('lock');
+  assert.equal(first.status, 0, first.stderr);
+  assert.match(first.stderr, /own: project\/\.ct\/images\/own\.lock\.json is new, with [0-9]+ packages/);
+  const text = readFileSync(path, 'utf8');
+  assert.equal(text, formatLock({ ...lock, name: 'own' }));
+  assert.deepEqual(ct('lock', '--check'), {
+    status: 0,
+    stdout: '',
+    stderr: first.stderr.replace(/is new.*/, 'is up to date'),
+  });
+
+  writeFileSync(join(own, 'own.yml'), DEFINITION.replace(']', ', zip]'));
+  const stale = ct('build', '--locked', 'own');
+  assert.equal(stale.status, 2);
+  assert.match(stale.stderr, /error\[IMAGE_LOCK_STALE\].*\n.*`ct image lock own`/);
+  const check = ct('lock', '--check', 'own');
+  assert.equal(check.status, 1);
+  assert.match(check.stderr, /would change\n {2}\+ zip [0-9]/);
+  assert.equal(readFileSync(path, 'utf8'), text);
+
+  // A lock that is none, such as one with the marks of a merge, is made again.
+  writeFileSync(path, `<<<<<<< ours\n${text}`);
+  assert.equal(ct('lock', 'own').status, 0);
+  assert.match(readFileSync(path, 'utf8'), /"name": "zip"/);
+  assert.deepEqual(readdirSync(own).sort(), ['own.lock.json', 'own.yml']);
+});
 
 lockTest('the SBOMs are the same whoever builds, and list what belongs to no package', async () => {
   const store = new ImageStore(options.ctHome);

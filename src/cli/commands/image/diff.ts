@@ -47,7 +47,7 @@ async function readSide(text: string): Promise<DiffSide> {
     packages: inventory?.packages ?? manifest.packages,
     npm: manifest.npm ?? [],
     kernel: `Linux ${manifest.kernel.version}`,
-    guestAgent: manifest.initramfs.digest,
+    initramfs: manifest.initramfs.digest,
     sizeBytes: imageSizeBytes(manifest),
     ...(inventory ? { files: inventory.files } : {}),
   };
