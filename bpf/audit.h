@@ -84,6 +84,61 @@ _Static_assert(sizeof(struct process_record) == CT_PROCESS_RECORD_BYTES, "src/pr
 
 #define CT_CUT 1
 
+/* What follows in each kind; strings come behind. */
+struct fork_record {
+	struct process_record head;
+	__u32 child;
+	__u32 zero;
+	__u64 child_started_ns;
+};
+struct exec_record {
+	struct process_record head;
+	__u16 binary_bytes;
+	__u16 args_bytes;
+	__u16 cwd_bytes;
+	__u16 zero;
+	__u32 device;
+	__u32 zero_too;
+	__u64 inode;
+	__u8 digest[32];
+};
+struct exit_record {
+	struct process_record head;
+	__u32 status;
+	__u32 unused; /* Not sent. */
+};
+struct connect_record {
+	struct process_record head;
+	__u16 family;
+	__u16 port;
+	__u8 protocol;
+	__u8 zeros[3];
+	__u8 address[16];
+	__s32 result;
+	__u32 unused; /* Not sent. */
+};
+struct denied_record {
+	struct process_record head;
+	__u8 what;
+	__u8 zero;
+	__u16 path_bytes;
+	__u32 device;
+	__u8 digest[32];
+};
+struct file_record {
+	struct process_record head;
+	__u8 what;
+	__u8 zero;
+	__u16 path_bytes;
+	__u32 detail;
+};
+#define EXIT_RECORD_BYTES (sizeof(struct exit_record) - 4)
+#define CONNECT_RECORD_BYTES (sizeof(struct connect_record) - 4)
+_Static_assert(sizeof(struct fork_record) == 56 && sizeof(struct exec_record) == 96 && EXIT_RECORD_BYTES == 44 &&
+		       CONNECT_RECORD_BYTES == 68 && sizeof(struct denied_record) == 80 &&
+		       sizeof(struct file_record) == 48,
+	       "src/protocol/audit.ts");
+
 /* --- Between the BPF programs and the helper --- */
 
 /* What the host accepts. */
@@ -102,16 +157,17 @@ _Static_assert(sizeof(struct process_record) == CT_PROCESS_RECORD_BYTES, "src/pr
 #define AUDIT_EVENTS_KILL_BYTES (AUDIT_EVENTS_BYTES - 64 * 1024)
 
 /* One CPU's, written by its system calls alone. */
-struct audit_cpu {
-	__u64 head; /* Records made since boot: the next one goes to head % AUDIT_SLOTS. */
+struct audit_ring {
+	__u64 head; /* Records made since boot: the next one goes to slot head % AUDIT_SLOTS. */
 	__u64 lost;
-	__u64 unused[6]; /* A cache line. */
+	__u64 rung; /* `head` when the doorbell was rung last, about. */
+	__u64 unused[509]; /* The rest of a page. */
+	struct syscall_record slots[AUDIT_SLOTS];
 };
 
-/* Written by the helper alone, but for `armed`. */
+/* Written by the helper. */
 struct audit_reader {
-	/* The helper sleeps: the first record wakes it. */
-	__u32 armed;
+	__u32 armed; /* It sleeps: the first record wakes it, and clears this. */
 	__u32 unused[15];
 	struct {
 		__u64 tail; /* Records taken. */
@@ -119,8 +175,16 @@ struct audit_reader {
 	} cpus[AUDIT_MAX_CPUS];
 };
 
-struct audit_ring {
-	struct syscall_record slots[AUDIT_SLOTS];
+/* Set before loading. */
+struct audit_constants {
+	__u64 job_cgroup;
+	__u32 root_device; /* Of the image: major << 20 | minor. */
+	__u32 unused;
+};
+
+/* Of process records. */
+struct audit_tally {
+	__u64 lost;
 };
 
 #endif

@@ -27,12 +27,14 @@
 
 #include "console.h"
 #include "dm.h"
+#include "egress.h"
 #include "files.h"
 #include "helper.h"
 #include "identity.h"
 #include "network.h"
 #include "protocol.h"
 #include "steering.h"
+#include "tracing.h"
 
 #define ROOT "/newroot"
 /* Devices have been probed long before this on any machine; a boot as a whole has two seconds. */
@@ -41,7 +43,12 @@
 /* What the volume is prepared for unless ct.volume= names another cipher. */
 #define DEFAULT_VOLUME_CIPHER "64:aes-xts-plain64"
 /* What egress.c and the kernel hold for it at the very worst: windows and socket buffers of all its connections. */
-#define HELPER_MEMORY_BYTES (384ULL << 20)
+#define EGRESS_MEMORY_BYTES (384ULL << 20)
+/* Descriptors of the egress helper beside its connections. */
+#define EGRESS_OTHER_FILES 64
+/* The audit helper has one buffer, and the port holds some. */
+#define AUDIT_MEMORY_BYTES (32ULL << 20)
+#define AUDIT_FILES 16
 
 static void must(int result, const char *what)
 {
@@ -147,7 +154,8 @@ static int root_device_present(void)
 static struct {
 	const char *name;
 	char path[64];
-} ports[] = { { .name = CT_CONTROL_PORT_NAME }, { .name = CT_EGRESS_PORT_NAME } };
+} ports[] = { { .name = CT_CONTROL_PORT_NAME }, { .name = CT_EGRESS_PORT_NAME },
+	    { .name = CT_AUDIT_PORT_NAME } };
 #define PORT_COUNT (sizeof ports / sizeof ports[0])
 
 static int ports_present(void)
@@ -206,6 +214,11 @@ static void command_line_value(const char *key, char *value, size_t size)
 		fatal("the kernel command line has no %s=", key);
 }
 
+static bool is_helper(unsigned long id)
+{
+	return id == EGRESS_HELPER_ID || id == AUDIT_HELPER_ID;
+}
+
 static void parse_user(struct job_user *user)
 {
 	char value[320];
@@ -213,7 +226,7 @@ static void parse_user(struct job_user *user)
 	command_line_value("ct.user", value, sizeof value);
 	unsigned long uid = strtoul(value, &end, 10);
 	unsigned long gid = *end == ':' ? strtoul(end + 1, &end, 10) : 0;
-	if (*end != ':' || end[1] != '/' || uid == HELPER_ID || gid == HELPER_ID || uid > 0xfffffffe || gid > 0xfffffffe || strlen(end + 1) >= sizeof user->home)
+	if (*end != ':' || end[1] != '/' || is_helper(uid) || is_helper(gid) || uid > 0xfffffffe || gid > 0xfffffffe || strlen(end + 1) >= sizeof user->home)
 		fatal("ct.user=%s is not <uid>:<gid>:<home>", value);
 	user->uid = (uid_t)uid;
 	user->gid = (gid_t)gid;
@@ -402,34 +415,42 @@ static void write_limit(int directory, const char *name, unsigned long long valu
 		fatal("cannot set a cgroup's %s: %s", name, strerror(errno));
 }
 
+struct cgroups {
+	int root;
+	int job;
+	int egress;
+	int audit;
+};
+
 /*
- * Two cgroups: the job's, with limits that leave the guest agent room to act when a job takes all it can get, and the
- * egress helper's. No path leads to them.
+ * The job's cgroup, with limits that leave the guest agent room to act when a job takes all it can get, and one for each
+ * helper. No path leads to them. `root` stays open: closing the last descriptor of a detached mount dissolves it.
  */
-static void make_cgroups(int *job_fd, int *helper_fd)
+static void make_cgroups(struct cgroups *cgroups)
 {
 	int root = mount_detached("cgroup2");
 	if (file_write_at(root, "cgroup.subtree_control", "+cpu +memory +pids") < 0)
 		fatal("cannot enable the cgroup controllers: %s", strerror(errno));
-	int job = make_cgroup(root, "job");
-	int helper = make_cgroup(root, "egress");
-	/* `root` stays open: closing the last descriptor of a detached mount dissolves it. */
+	cgroups->root = root;
+	cgroups->job = make_cgroup(root, "job");
+	cgroups->egress = make_cgroup(root, "egress");
+	cgroups->audit = make_cgroup(root, "audit");
 
 	struct sysinfo memory;
 	must(sysinfo(&memory), "sysinfo");
 	unsigned long long total = (unsigned long long)memory.totalram * memory.mem_unit;
-	/* The kernel's own pages for that many processes, and the agent with full buffers (link.c). */
-	unsigned long long reserve = (24ULL << 20) + total / 32;
+	/* The kernel's own pages for that many processes, the agent with full buffers (link.c), and the record's rings. */
+	unsigned long long reserve = (24ULL << 20) + total / 32 + tracing_memory_bytes();
 	if (total < 2 * reserve)
 		fatal("%llu MiB of memory are too little", total >> 20);
-	write_limit(job, "memory.max", total - reserve);
+	write_limit(cgroups->job, "memory.max", total - reserve);
 	/* Threads count, too. Kernel memory counts as memory, so this only has to stop what is plainly a fork bomb. */
 	unsigned long long processes = total / (256 << 10);
-	write_limit(job, "pids.max", processes > 4096 ? 4096 : processes);
-	write_limit(helper, "memory.max", HELPER_MEMORY_BYTES);
-	write_limit(helper, "pids.max", 1);
-	*job_fd = job;
-	*helper_fd = helper;
+	write_limit(cgroups->job, "pids.max", processes > 4096 ? 4096 : processes);
+	write_limit(cgroups->egress, "memory.max", EGRESS_MEMORY_BYTES);
+	write_limit(cgroups->egress, "pids.max", 1);
+	write_limit(cgroups->audit, "memory.max", AUDIT_MEMORY_BYTES);
+	write_limit(cgroups->audit, "pids.max", 1);
 }
 
 /* Gives the initramfs's memory back; stays on its own file system. */
@@ -494,6 +515,11 @@ static void restrict_self(void)
 	must(setrlimit(RLIMIT_NOFILE, &files), "file limit");
 }
 
+static int serve_egress(const void *options)
+{
+	return (int)egress_serve(options);
+}
+
 static int start_egress(int port_fd, int cgroup_fd, const struct network_sockets *sockets)
 {
 	steering_start(sockets->listeners);
@@ -505,8 +531,60 @@ static int start_egress(int port_fd, int cgroup_fd, const struct network_sockets
 		.take_attempts = steering_take_attempts,
 		.suppressed = steering_suppressed,
 	};
-	int pidfd = helper_start(&options, cgroup_fd);
-	close(cgroup_fd);
+	const int fds[] = { port_fd, sockets->listeners[0], sockets->listeners[1], sockets->resolver, options.attempts_fd };
+	const struct helper helper = {
+		.name = "ct-egress",
+		.id = EGRESS_HELPER_ID,
+		.files = EGRESS_MAX_CONNECTIONS + EGRESS_OTHER_FILES,
+		.fds = fds,
+		.fd_count = sizeof fds / sizeof fds[0],
+		.calls = egress_calls,
+		.call_count = egress_call_count,
+		.serve = serve_egress,
+		.options = &options,
+	};
+	int pidfd = helper_start(&helper, cgroup_fd);
+	/* The ring stays: BPF's maps are PID 1's to keep. */
+	for (size_t index = 0; index < 4; index++)
+		close(fds[index]);
+	return pidfd;
+}
+
+static int serve_audit(const void *options)
+{
+	return (int)audit_serve(options);
+}
+
+/* Before everything else that wants to run: while it waits, rings fill. */
+#define AUDIT_PRIORITY 1
+
+static int start_audit(int port_fd, const struct cgroups *cgroups)
+{
+	struct stat root;
+	struct audit_options options = {
+		.port_fd = port_fd,
+		.freeze_fd = openat(cgroups->job, "cgroup.freeze", O_WRONLY | O_CLOEXEC),
+	};
+	must(options.freeze_fd, "cannot open cgroup.freeze");
+	must(stat("/", &root), "root");
+	tracing_start(cgroups->job, cgroups->root, root.st_dev, &options);
+	const int fds[] = { port_fd, options.doorbell_fd, options.freeze_fd };
+	const struct helper helper = {
+		.name = "ct-audit",
+		.id = AUDIT_HELPER_ID,
+		.files = AUDIT_FILES,
+		.priority = AUDIT_PRIORITY,
+		.fds = fds,
+		.fd_count = sizeof fds / sizeof fds[0],
+		.calls = audit_calls,
+		.call_count = audit_call_count,
+		.serve = serve_audit,
+		.options = &options,
+	};
+	int pidfd = helper_start(&helper, cgroups->audit);
+	tracing_forget(&options);
+	close(port_fd);
+	close(options.freeze_fd);
 	return pidfd;
 }
 
@@ -528,16 +606,18 @@ void boot(struct boot_result *result)
 		fatal("cannot open the device mapper: %s", strerror(-status));
 	wait_for(events_fd, root_device_present, "the root device /dev/vda");
 	mount_root();
-	wait_for(events_fd, ports_present, "a virtio-serial port, " CT_CONTROL_PORT_NAME " or " CT_EGRESS_PORT_NAME ",");
+	wait_for(events_fd, ports_present, "a virtio-serial port, " CT_CONTROL_PORT_NAME ", " CT_EGRESS_PORT_NAME " or " CT_AUDIT_PORT_NAME ",");
 	close(events_fd);
 	result->control_fd = open_port(0);
 	int egress_fd = open_port(1);
+	int audit_fd = open_port(2);
 
 	volume_prepare();
 	struct network_sockets sockets;
 	network_configure(&sockets);
-	int helper_cgroup_fd;
-	make_cgroups(&result->cgroup_fd, &helper_cgroup_fd);
+	struct cgroups cgroups;
+	make_cgroups(&cgroups);
+	result->cgroup_fd = cgroups.job;
 	harden_kernel();
 	mount_proc_and_sys();
 	mount_devices();
@@ -550,5 +630,8 @@ void boot(struct boot_result *result)
 	volume_mount_ahead(cipher, &result->user);
 	identity_prepare();
 	restrict_self();
-	result->egress_pidfd = start_egress(egress_fd, helper_cgroup_fd, &sockets);
+	result->egress_pidfd = start_egress(egress_fd, cgroups.egress, &sockets);
+	result->audit_pidfd = start_audit(audit_fd, &cgroups);
+	close(cgroups.egress);
+	close(cgroups.audit);
 }

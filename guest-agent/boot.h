@@ -6,7 +6,8 @@
 
 struct boot_result {
 	int control_fd;	       /* The port to the host. */
-	int egress_pidfd;      /* The egress helper, which must live as long as the VM. */
+	int egress_pidfd;      /* The helpers, which must live as long as the VM. */
+	int audit_pidfd;
 	int cgroup_fd;	       /* Directory of the job's cgroup; no path leads to it. */
 	int script_fd;	       /* CT_SCRIPT_DIRECTORY. */
 	int secret_fd;	       /* CT_SECRET_DIRECTORY. */

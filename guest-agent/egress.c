@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -44,6 +45,13 @@
 #define REPORT_BYTES (16384 / CT_ATTEMPT_BYTES * CT_ATTEMPT_BYTES)
 /* How long after a report to look whether more was suppressed; of that nothing wakes the helper. */
 #define SUPPRESSED_CHECK_US 1100000
+
+const unsigned egress_calls[] = {
+	SYS_read,     SYS_write,	      SYS_close,     SYS_epoll_wait, SYS_epoll_pwait, SYS_epoll_ctl,     SYS_epoll_create1,
+	SYS_accept4,  SYS_getsockname, SYS_setsockopt, SYS_shutdown,   SYS_recvfrom,	SYS_sendto,	   SYS_sendmsg,
+	SYS_brk,      SYS_mmap,	      SYS_munmap,    SYS_mremap,     SYS_madvise,	SYS_clock_gettime, SYS_exit_group,
+};
+const size_t egress_call_count = sizeof egress_calls / sizeof egress_calls[0];
 
 /* What an epoll event or a stream belongs to: the first member of everything here. */
 enum kind { KIND_PORT, KIND_LISTENER, KIND_RESOLVER, KIND_ATTEMPTS, KIND_CONNECTION, KIND_QUERY, KIND_REPORT };

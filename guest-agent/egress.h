@@ -26,6 +26,10 @@ struct egress_options {
  */
 #define EGRESS_MAX_CONNECTIONS 1024
 
+/* The system calls it makes, with those of the C library's memory allocator. */
+extern const unsigned egress_calls[];
+extern const size_t egress_call_count;
+
 /* Serves one session and returns why it ended. Until the host says hello, connections and questions wait. */
 enum port_end egress_serve(const struct egress_options *options);
 

@@ -1,4 +1,4 @@
-/* The egress helper's confinement: see helper.h. */
+/* The confinement of helpers: see helper.h. */
 #include "helper.h"
 
 #include <errno.h>
@@ -25,20 +25,13 @@
 
 /* The job dies first when memory is short. */
 #define OOM_SCORE_ADJUSTMENT "-999"
-#define OTHER_FILES 64
 
-/* What egress.c and the C library's memory allocator do, and nothing else. */
-static const unsigned allowed_calls[] = {
-	SYS_read,	SYS_write,	SYS_close,    SYS_epoll_wait, SYS_epoll_pwait, SYS_epoll_ctl, SYS_epoll_create1,
-	SYS_accept4,	SYS_getsockname, SYS_setsockopt, SYS_shutdown, SYS_recvfrom,   SYS_sendto, SYS_sendmsg, SYS_brk,
-	SYS_mmap,	SYS_munmap,	SYS_mremap,   SYS_madvise,    SYS_clock_gettime, SYS_exit_group,
-};
-#define ALLOWED_COUNT (sizeof allowed_calls / sizeof allowed_calls[0])
+static const struct helper *helper;
 
 static void must(long result, const char *what)
 {
 	if (result < 0) {
-		report("egress helper: %s: %s", what, strerror(errno));
+		report("%s: %s: %s", helper->name, what, strerror(errno));
 		_exit(1);
 	}
 }
@@ -46,15 +39,15 @@ static void must(long result, const char *what)
 /* seccomp(2); any other call ends the process, and with it the VM. */
 static void filter_calls(void)
 {
-	struct sock_filter filter[5 + ALLOWED_COUNT + 1];
+	struct sock_filter filter[6 + HELPER_MAX_CALLS];
 	size_t count = 0;
 	filter[count++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch));
 	filter[count++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 1, 0);
 	filter[count++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
 	filter[count++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
-	for (size_t index = 0; index < ALLOWED_COUNT; index++)
-		filter[count++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, allowed_calls[index],
-							       (unsigned char)(ALLOWED_COUNT - index), 0);
+	for (size_t index = 0; index < helper->call_count; index++)
+		filter[count++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, helper->calls[index],
+							       (unsigned char)(helper->call_count - index), 0);
 	filter[count++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
 	filter[count++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
 	struct sock_fprog program = { .len = (unsigned short)count, .filter = filter };
@@ -78,8 +71,8 @@ static void drop_privileges(void)
 	struct __user_cap_header_struct head = { .version = _LINUX_CAPABILITY_VERSION_3 };
 	struct __user_cap_data_struct none[2] = { 0 };
 	must(setgroups(0, NULL), "groups");
-	must(setresgid(HELPER_ID, HELPER_ID, HELPER_ID), "group");
-	must(setresuid(HELPER_ID, HELPER_ID, HELPER_ID), "user");
+	must(setresgid(helper->id, helper->id, helper->id), "group");
+	must(setresuid(helper->id, helper->id, helper->id), "user");
 	must(syscall(SYS_capset, &head, none), "capabilities");
 	must(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs");
 	/* Neither traced nor read by the job, whoever it is. */
@@ -97,12 +90,13 @@ static int by_number(const void *left, const void *right)
 	return *(const int *)left - *(const int *)right;
 }
 
-static void close_others(const struct egress_options *options, int ready_fd)
+static void close_others(int ready_fd)
 {
-	int kept[] = { options->port_fd,     options->listener_fds[0], options->listener_fds[1],
-		       options->resolver_fd, options->attempts_fd,     ready_fd };
-	size_t count = sizeof kept / sizeof kept[0];
+	int kept[HELPER_MAX_FDS + 1];
+	size_t count = helper->fd_count;
 	unsigned next = 3;
+	memcpy(kept, helper->fds, count * sizeof kept[0]);
+	kept[count++] = ready_fd;
 	qsort(kept, count, sizeof kept[0], by_number);
 	for (size_t index = 0; index < count; index++) {
 		if ((unsigned)kept[index] > next)
@@ -112,30 +106,36 @@ static void close_others(const struct egress_options *options, int ready_fd)
 	close_range(next, ~0U, 0);
 }
 
-static _Noreturn void helper_main(const struct egress_options *options, int ready_fd)
+static _Noreturn void helper_main(int ready_fd)
 {
-	must(prctl(PR_SET_NAME, "ct-egress", 0, 0, 0), "name");
+	const struct sched_param priority = { .sched_priority = helper->priority };
+	must(prctl(PR_SET_NAME, helper->name, 0, 0, 0), "name");
 	must(setsid(), "session");
 	must(file_write_at(AT_FDCWD, "/proc/self/oom_score_adj", OOM_SCORE_ADJUSTMENT), "oom_score_adj");
+	if (helper->priority > 0)
+		must(sched_setscheduler(0, SCHED_FIFO, &priority), "priority");
 	leave_file_systems();
-	limit(RLIMIT_NOFILE, EGRESS_MAX_CONNECTIONS + OTHER_FILES);
+	limit(RLIMIT_NOFILE, helper->files);
 	limit(RLIMIT_FSIZE, 0);
 	limit(RLIMIT_NPROC, 0);
 	/* As PID 1: nothing of it may have to be read again in a guest without memory. */
 	must(mlockall(MCL_CURRENT), "mlockall");
 	drop_privileges();
-	close_others(options, ready_fd);
+	close_others(ready_fd);
 	filter_calls();
 	if (write(ready_fd, "", 1) != 1)
 		_exit(1);
 	close(ready_fd);
-	_exit((int)egress_serve(options));
+	_exit(helper->serve(helper->options));
 }
 
-int helper_start(const struct egress_options *options, int cgroup_fd)
+int helper_start(const struct helper *described, int cgroup_fd)
 {
 	int ready[2], pidfd = -1;
 	char byte;
+	helper = described;
+	if (helper->call_count > HELPER_MAX_CALLS || helper->fd_count > HELPER_MAX_FDS)
+		fatal("%s needs too much", helper->name);
 	if (pipe2(ready, O_CLOEXEC) < 0)
 		fatal("cannot make a pipe: %s", strerror(errno));
 	struct clone_args arguments = {
@@ -146,17 +146,12 @@ int helper_start(const struct egress_options *options, int cgroup_fd)
 	};
 	long pid = syscall(SYS_clone3, &arguments, sizeof arguments);
 	if (pid < 0)
-		fatal("cannot start the egress helper: %s", strerror(errno));
+		fatal("cannot start %s: %s", helper->name, strerror(errno));
 	if (pid == 0)
-		helper_main(options, ready[1]);
+		helper_main(ready[1]);
 	close(ready[1]);
 	if (read(ready[0], &byte, 1) != 1)
-		fatal("the egress helper could not be confined");
+		fatal("%s could not be confined", helper->name);
 	close(ready[0]);
-	/* The ring stays: BPF's maps are PID 1's to keep. */
-	close(options->port_fd);
-	close(options->listener_fds[0]);
-	close(options->listener_fds[1]);
-	close(options->resolver_fd);
 	return pidfd;
 }

@@ -484,20 +484,34 @@ static nghttp2_session *start_http2(void)
 	return session;
 }
 
+static void helper_ended(const char *name, int pidfd)
+{
+	siginfo_t end = { 0 };
+	waitid(P_PIDFD, (id_t)pidfd, &end, WEXITED | WNOHANG);
+	report("the %s helper has ended: %s %d", name, end.si_code == CLD_EXITED ? "exit status" : "signal", end.si_status);
+	port_finish(&port, PORT_HUNG_UP);
+}
+
 static void egress_ended(struct source *source, uint32_t events)
 {
 	(void)source;
 	(void)events;
 	/* Without it the job would have no network and nobody would watch what it tries. */
-	siginfo_t end = { 0 };
-	waitid(P_PIDFD, (id_t)options->egress_pidfd, &end, WEXITED | WNOHANG);
-	report("the egress helper has ended: %s %d", end.si_code == CLD_EXITED ? "exit status" : "signal", end.si_status);
-	port_finish(&port, PORT_HUNG_UP);
+	helper_ended("egress", options->egress_pidfd);
+}
+
+static void audit_ended(struct source *source, uint32_t events)
+{
+	(void)source;
+	(void)events;
+	/* Without it nobody would hear what the job does. */
+	helper_ended("audit", options->audit_pidfd);
 }
 
 enum port_end link_serve(const struct link_options *link_options)
 {
-	struct source port_source = { 0 }, signal_source = { 0 }, egress_source = { .ready = egress_ended };
+	struct source port_source = { 0 }, signal_source = { 0 }, egress_source = { .ready = egress_ended },
+		      audit_source = { .ready = audit_ended };
 	sigset_t signals;
 	options = link_options;
 	epoll_fd = epoll_create1(EPOLL_CLOEXEC);
@@ -510,7 +524,8 @@ enum port_end link_serve(const struct link_options *link_options)
 	int signal_fd = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
 	if (epoll_fd < 0 || signal_fd < 0 || loop_add(&signal_source, signal_fd, EPOLLIN) < 0 ||
 	    loop_add(&port_source, options->control_fd, PORT_EVENTS) < 0 ||
-	    (options->egress_pidfd >= 0 && loop_add(&egress_source, options->egress_pidfd, EPOLLIN) < 0))
+	    (options->egress_pidfd >= 0 && loop_add(&egress_source, options->egress_pidfd, EPOLLIN) < 0) ||
+	    (options->audit_pidfd >= 0 && loop_add(&audit_source, options->audit_pidfd, EPOLLIN) < 0))
 		fatal("cannot set up the event loop: %s", strerror(errno));
 	exec_init(options);
 

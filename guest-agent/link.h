@@ -17,7 +17,9 @@ struct link_options {
 	int cgroup_fd;	/* The job's cgroup, or -1: processes then stay where they are. */
 	int script_fd;	/* Where step scripts go. */
 	int secret_fd;	/* Where secrets go that are files. */
-	int egress_pidfd; /* The egress helper; when it ends, so does the session. -1: there is none. */
+	/* The helpers; when one ends, so does the session. -1: there is none. */
+	int egress_pidfd;
+	int audit_pidfd;
 	struct job_user user;
 };
 

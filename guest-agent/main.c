@@ -46,6 +46,7 @@ int main(void)
 		.script_fd = booted.script_fd,
 		.secret_fd = booted.secret_fd,
 		.egress_pidfd = booted.egress_pidfd,
+		.audit_pidfd = booted.audit_pidfd,
 		.user = booted.user,
 	};
 	warm_memory();

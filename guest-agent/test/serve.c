@@ -20,6 +20,7 @@ int main(int argument_count, char **arguments)
 		.script_fd = open(arguments[1], O_PATH | O_DIRECTORY | O_CLOEXEC),
 		.secret_fd = open(arguments[1], O_PATH | O_DIRECTORY | O_CLOEXEC),
 		.egress_pidfd = -1,
+		.audit_pidfd = -1,
 		.user = { .uid = getuid(), .gid = getgid(), .home = "/" },
 	};
 	if (options.script_fd < 0 || options.secret_fd < 0 || fcntl(3, F_SETFL, O_RDWR | O_NONBLOCK) < 0 || fcntl(3, F_SETFD, FD_CLOEXEC) < 0)

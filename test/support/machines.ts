@@ -3,7 +3,7 @@ import { chmodSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import type { Socket } from 'node:net';
 import { join } from 'node:path';
 import { launcherPath } from '../../src/core/install.ts';
-import { awaitReady } from '../../src/guest/handshake.ts';
+import { awaitReady, startSession } from '../../src/guest/handshake.ts';
 import { type ExecRequest, type ExecResult, GuestSession } from '../../src/guest/session.ts';
 import { Machines, type MachinesOptions } from '../../src/host/machines.ts';
 import { encodeCpio } from '../../src/image/cpio.ts';
@@ -35,6 +35,7 @@ export interface TestGuest extends AsyncDisposable {
   readonly session: GuestSession;
   /** Unread: see Vm. */
   readonly egress: Socket;
+  /** Read by nobody but this file, unless the clone was asked for with `audit: 'unread'`. */
   readonly audit: Socket;
   readonly pid: number;
   readonly exited: Promise<VmExit>;
@@ -47,11 +48,17 @@ export interface TestGuest extends AsyncDisposable {
   diagnostics(): string;
 }
 
+export interface CloneOptions {
+  readonly cipher?: string;
+  /** Left to the test. Else it is read and dropped, as a job whose record nobody takes is stopped. */
+  readonly audit?: 'unread';
+}
+
 export interface TestVmm extends AsyncDisposable {
   readonly driver: VmmDriver;
   readonly source: BootSource;
   readonly template: Template;
-  clone(options?: { readonly cipher?: string }): Promise<TestGuest>;
+  clone(options?: CloneOptions): Promise<TestGuest>;
 }
 
 /** A template of `debian-12`, or of another stored image, and clones of it, whose guest bytes are parsed in the test's own process. */
@@ -111,7 +118,7 @@ export async function makeVmm(
       driver,
       source,
       template,
-      clone: ({ cipher = CIPHER } = {}) => openClone(driver, template, source, cipher),
+      clone: (options) => openClone(driver, template, source, options),
       [Symbol.asyncDispose]: () => cleanup.disposeAsync(),
     };
   } catch (error) {
@@ -124,13 +131,20 @@ async function openClone(
   driver: VmmDriver,
   template: Template,
   source: BootSource,
-  volumeCipher: string,
+  { cipher = CIPHER, audit }: CloneOptions = {},
 ): Promise<TestGuest> {
   const vm = driver.restore(template, source);
   try {
+    if (audit === undefined) {
+      // One that ends early is told by `control`.
+      startSession(vm.audit, 60_000).then(
+        () => vm.audit.resume(),
+        () => {},
+      );
+    }
     const { session } = await GuestSession.open(
       vm.control,
-      { hostname: `ct-test-${vm.pid}`, volumeCipher },
+      { hostname: `ct-test-${vm.pid}`, volumeCipher: cipher },
       60_000,
     );
     const { user, env } = source.manifest;

@@ -1,0 +1,720 @@
+/*
+ * The record of a job, made where a job cannot reach: in the guest's kernel (docs/adr/0014-audit.md). System calls go into a
+ * ring per CPU, in memory that the audit helper maps; what happens to processes, files and connections into a ring of all
+ * CPUs. Nothing here waits and nothing is dropped quietly: a ring that fills wakes the helper, which stops the job; who gets
+ * to its end all the same is killed; and what is lost then is counted.
+ *
+ * The last part keeps the record from being switched off.
+ */
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_tracing.h>
+
+#include "audit.h"
+#include "kernel.h"
+
+#define SIGKILL 9
+#define EPERM 1
+#define TS_COMPAT 2 /* arch/x86/include/asm/thread_info.h: this call is of the 32-bit ABI. */
+#define FMODE_WRITE 2
+#define FMODE_EXEC 0x20
+#define FMODE_CREATED 0x100000
+#define S_IFMT 0170000
+#define S_IFREG 0100000
+#define S_SETIDS 06000
+#define O_CREAT 0100
+#define O_TRUNC 01000
+#define PTRACE_MODE_ATTACH 2
+#define AF_INET 2
+#define AF_INET6 10
+
+#define MAX_PATH 1024
+#define MAX_ARGS 4096
+/* Directories and mounts above a file. */
+#define MAX_DEPTH 64
+
+const volatile struct audit_constants constants SEC(".rodata.constants") = { 0 };
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1); /* The number of CPUs, set before loading. */
+	__type(key, __u32);
+	__type(value, struct audit_ring);
+} rings SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct audit_reader);
+} reader SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct audit_tally);
+} tally SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, AUDIT_EVENTS_BYTES);
+} events SEC(".maps");
+
+/* Only wakes the helper. Full: it has been woken already. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4096);
+} doorbell SEC(".maps");
+
+/* A file is told once for each process and what it does. */
+struct told_key {
+	__u64 started_ns;
+	__u64 inode;
+	__u32 device;
+	__u32 what;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct told_key);
+	__type(value, __u8);
+} told SEC(".maps");
+
+static __always_inline int in_job(void)
+{
+	return bpf_get_current_cgroup_id() == constants.job_cgroup;
+}
+
+static __always_inline void ring_doorbell(void)
+{
+	__u64 *ring = bpf_ringbuf_reserve(&doorbell, sizeof *ring, 0);
+	if (ring)
+		bpf_ringbuf_submit(ring, BPF_RB_FORCE_WAKEUP);
+}
+
+static __always_inline void wake_sleeper(struct audit_reader *state)
+{
+	if (state->armed) {
+		state->armed = 0;
+		ring_doorbell();
+	}
+}
+
+/* --- System calls. Both programs run with preemption off: a CPU's ring has one writer. --- */
+
+#define BIT(number) (1ULL << ((number) & 63))
+
+/* Calls that take six arguments, by number: 64-bit, then 32-bit. Offsets of 64 bits count twice in the latter. */
+static const __u64 six[2][8] = {
+	{
+		BIT(9) /* mmap */ | BIT(44) /* sendto */ | BIT(45) /* recvfrom */,
+		0,
+		0,
+		BIT(202) /* futex */ | BIT(237) /* mbind */,
+		BIT(270) /* pselect6 */ | BIT(275) /* splice */ | BIT(279) /* move_pages */ | BIT(281) /* epoll_pwait */ |
+			BIT(310) /* process_vm_readv */ | BIT(311) /* process_vm_writev */,
+		BIT(326) /* copy_file_range */ | BIT(327) /* preadv2 */ | BIT(328) /* pwritev2 */ |
+			BIT(333) /* io_pgetevents */,
+		BIT(426) /* io_uring_enter */ | BIT(441) /* epoll_pwait2 */,
+		0,
+	},
+	{
+		0,
+		BIT(117) /* ipc */,
+		0,
+		BIT(192) /* mmap2 */ | BIT(240) /* futex */,
+		BIT(272) /* fadvise64_64 */ | BIT(274) /* mbind */ | BIT(308) /* pselect6 */ | BIT(313) /* splice */ |
+			BIT(314) /* sync_file_range */ | BIT(317) /* move_pages */ | BIT(319) /* epoll_pwait */,
+		BIT(324) /* fallocate */ | BIT(339) /* fanotify_mark */ | BIT(347) /* process_vm_readv */ |
+			BIT(348) /* process_vm_writev */ | BIT(369) /* sendto */ | BIT(371) /* recvfrom */ |
+			BIT(377) /* copy_file_range */ | BIT(378) /* preadv2 */ | BIT(379) /* pwritev2 */,
+		BIT(385) /* io_pgetevents */ | BIT(413) /* pselect6_time64 */ | BIT(416) /* io_pgetevents_time64 */ |
+			BIT(422) /* futex_time64 */ | BIT(426) /* io_uring_enter */ | BIT(441) /* epoll_pwait2 */,
+		0,
+	},
+};
+
+static __always_inline void record_call(struct pt_regs *regs, __s64 result, __u16 flags)
+{
+	const __u32 first = 0;
+	struct task_struct *task = bpf_get_current_task_btf();
+	__u32 cpu = bpf_get_smp_processor_id();
+	struct audit_ring *ring = bpf_map_lookup_elem(&rings, &cpu);
+	struct audit_reader *state = bpf_map_lookup_elem(&reader, &first);
+	struct syscall_record *record;
+	__u64 number, head, used, sixth;
+
+	if (!ring || !state)
+		return;
+	head = ring->head;
+	used = head - *(volatile __u64 *)&state->cpus[cpu & (AUDIT_MAX_CPUS - 1)].tail;
+	if (used >= AUDIT_KILL_SLOTS) {
+		bpf_send_signal(SIGKILL);
+		if (used >= AUDIT_SLOTS - 1) {
+			ring->lost++;
+			return;
+		}
+	}
+	number = regs->orig_ax;
+	if (number > 0xffff)
+		number = 0xffff;
+	record = &ring->slots[head & (AUDIT_SLOTS - 1)];
+	record->time_ns = bpf_ktime_get_ns();
+	record->thread = task->pid;
+	record->number = number;
+	record->result = result;
+	if (task->thread_info.status & TS_COMPAT) {
+		flags |= CT_SYSCALL_FLAG_COMPAT;
+		record->arguments[0] = (__u32)regs->bx;
+		record->arguments[1] = (__u32)regs->cx;
+		record->arguments[2] = (__u32)regs->dx;
+		record->arguments[3] = (__u32)regs->si;
+		record->arguments[4] = (__u32)regs->di;
+		sixth = number < 512 && six[1][number >> 6] & BIT(number) ? (__u32)regs->bp : 0;
+	} else {
+		record->arguments[0] = regs->di;
+		record->arguments[1] = regs->si;
+		record->arguments[2] = regs->dx;
+		record->arguments[3] = regs->r10;
+		record->arguments[4] = regs->r8;
+		sixth = number < 512 && six[0][number >> 6] & BIT(number) ? regs->r9 : 0;
+	}
+	record->flags = flags;
+	head++;
+	if (sixth) {
+		struct syscall_record *next = &ring->slots[head & (AUDIT_SLOTS - 1)];
+		next->time_ns = record->time_ns;
+		next->thread = record->thread;
+		next->number = number;
+		next->flags = flags | CT_SYSCALL_FLAG_SIXTH;
+		next->result = result;
+		next->arguments[0] = sixth;
+		next->arguments[1] = 0;
+		next->arguments[2] = 0;
+		next->arguments[3] = 0;
+		next->arguments[4] = 0;
+		head++;
+	}
+	/* Stores stay in order on x86; the compiler has to keep it, too. */
+	barrier();
+	*(volatile __u64 *)&ring->head = head;
+	wake_sleeper(state);
+	if (used >= AUDIT_DOORBELL_SLOTS && (head ^ ring->rung) >= AUDIT_DOORBELL_EVERY) {
+		ring->rung = head & ~(AUDIT_DOORBELL_EVERY - 1ULL);
+		ring_doorbell();
+	}
+}
+
+SEC("tp_btf/sys_exit")
+int BPF_PROG(audit_sys_exit, struct pt_regs *regs, long result)
+{
+	if (in_job())
+		record_call(regs, result, 0);
+	return 0;
+}
+
+/* Calls after which there is no exit, or other registers. */
+SEC("tp_btf/sys_enter")
+int BPF_PROG(audit_sys_enter, struct pt_regs *regs, long number)
+{
+	struct task_struct *task;
+
+	switch (number) {
+	case 59: /* execve; oldolduname */
+	case 322: /* execveat; timerfd_create */
+	case 60: /* exit; umask */
+	case 231: /* exit_group; fgetxattr */
+	case 15: /* rt_sigreturn; chmod */
+	case 11: /* munmap; execve */
+	case 358: /* none; execveat */
+	case 1: /* write; exit */
+	case 252: /* ioprio_get; exit_group */
+	case 119: /* setresgid; sigreturn */
+	case 173: /* ioperm; rt_sigreturn */
+		break;
+	default:
+		return 0;
+	}
+	if (!in_job())
+		return 0;
+	task = bpf_get_current_task_btf();
+	switch (number) {
+	case 59:
+	case 322:
+	case 60:
+	case 231:
+	case 15:
+		if (task->thread_info.status & TS_COMPAT)
+			return 0;
+		break;
+	default:
+		if (!(task->thread_info.status & TS_COMPAT))
+			return 0;
+	}
+	record_call(regs, 0, CT_SYSCALL_FLAG_AT_ENTRY);
+	return 0;
+}
+
+/* --- Processes, files, connections --- */
+
+static __always_inline void lose_event(void)
+{
+	const __u32 first = 0;
+	struct audit_tally *counts = bpf_map_lookup_elem(&tally, &first);
+	if (counts)
+		__sync_fetch_and_add(&counts->lost, 1);
+}
+
+/* Helpers that have to be told sizes as constants. */
+#define BEGIN(size)                                                                                                    \
+	({                                                                                                             \
+		__u64 _held = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA);                                           \
+		if (_held >= AUDIT_EVENTS_BYTES / 4)                                                                   \
+			ring_doorbell();                                                                               \
+		if (_held >= AUDIT_EVENTS_KILL_BYTES)                                                                  \
+			bpf_send_signal(SIGKILL);                                                                      \
+		void *_record = bpf_ringbuf_reserve(&events, size, 0);                                                 \
+		if (!_record)                                                                                          \
+			lose_event();                                                                                  \
+		_record;                                                                                               \
+	})
+
+static __always_inline void fill(struct process_record *record, __u8 kind, __u16 bytes)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	__u64 ids = bpf_get_current_uid_gid();
+
+	record->bytes = bytes;
+	record->kind = kind;
+	record->flags = 0;
+	record->process = task->tgid;
+	record->thread = task->pid;
+	record->parent = task->real_parent->tgid;
+	record->time_ns = bpf_ktime_get_ns();
+	record->started_ns = task->group_leader->start_time;
+	record->uid = (__u32)ids;
+	record->gid = ids >> 32;
+}
+
+static __always_inline void submit(void *record)
+{
+	const __u32 first = 0;
+	struct audit_reader *state;
+
+	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+	state = bpf_map_lookup_elem(&reader, &first);
+	if (state)
+		wake_sleeper(state);
+}
+
+/* Space for a path and more: the helper takes as much of a record as it says it has. */
+#define EXEC_SPACE (sizeof(struct exec_record) + MAX_PATH + MAX_ARGS + MAX_PATH)
+/* Names are copied to where there may be less room than the longest takes. */
+#define FILE_SPACE (sizeof(struct file_record) + MAX_PATH + 256)
+
+static __always_inline int is_job(struct task_struct *task)
+{
+	return task->cgroups->dfl_cgrp->kn->id == constants.job_cgroup;
+}
+
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(audit_fork, struct task_struct *parent, struct task_struct *child)
+{
+	struct fork_record *record;
+
+	if (child->pid != child->tgid || !is_job(child))
+		return 0;
+	record = BEGIN(sizeof *record);
+	if (!record)
+		return 0;
+	fill(&record->head, CT_PROCESS_RECORD_FORK, sizeof *record);
+	record->child = child->tgid;
+	record->zero = 0;
+	record->child_started_ns = child->start_time;
+	submit(record);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_exit")
+int BPF_PROG(audit_exit, struct task_struct *task)
+{
+	struct exit_record *record;
+
+	/* The last thread of a process. */
+	if (!in_job() || task->signal->live.counter != 0)
+		return 0;
+	record = BEGIN(sizeof *record);
+	if (!record)
+		return 0;
+	fill(&record->head, CT_PROCESS_RECORD_EXIT, EXIT_RECORD_BYTES);
+	/* As wait(2) sees it (kernel/exit.c, wait_task_zombie). */
+	record->status = task->signal->flags & 4 /* SIGNAL_GROUP_EXIT */ ? task->signal->group_exit_code
+									 : task->group_leader->exit_code;
+	submit(record);
+	return 0;
+}
+
+struct end_of_arguments {
+	const char *text;
+	__u32 left; /* Arguments whose end has not come. */
+	__u32 bytes;
+};
+
+static long find_end(__u32 index, struct end_of_arguments *search)
+{
+	char byte;
+
+	if (!search->left)
+		return 1;
+	bpf_probe_read_kernel(&byte, 1, search->text + index);
+	search->bytes = index + 1;
+	if (!byte)
+		search->left--;
+	return 0;
+}
+
+/*
+ * The new program is in place, and its arguments lie on its stack where execve has put them: `argc` strings from `p` on,
+ * then the environment up to `exec`. May fault and sleep.
+ */
+SEC("lsm.s/bprm_committed_creds")
+int BPF_PROG(audit_exec, struct linux_binprm *bprm)
+{
+	struct exec_record *record;
+	struct task_struct *task;
+	struct end_of_arguments search;
+	char *text;
+	__u64 bytes, args;
+	long length;
+
+	if (!in_job())
+		return 0;
+	record = BEGIN(EXEC_SPACE);
+	if (!record)
+		return 0;
+	fill(&record->head, CT_PROCESS_RECORD_EXEC, sizeof *record);
+	task = bpf_get_current_task_btf();
+	record->zero = 0;
+	record->zero_too = 0;
+	record->device = bprm->file->f_inode->i_sb->s_dev;
+	record->inode = bprm->file->f_inode->i_ino;
+	__builtin_memset(record->digest, 0, sizeof record->digest);
+
+	text = (char *)(record + 1);
+	length = bpf_d_path(&bprm->file->f_path, text, MAX_PATH);
+	if (length < 1 || length > MAX_PATH) {
+		record->head.flags = CT_CUT;
+		length = 1;
+	}
+	bytes = (length - 1) & (MAX_PATH - 1);
+	record->binary_bytes = bytes;
+
+	text = (char *)(record + 1) + bytes;
+	args = bprm->exec - bprm->p;
+	search.left = bprm->argc;
+	search.bytes = 0;
+	search.text = text;
+	if (args > MAX_ARGS)
+		args = MAX_ARGS;
+	if (bpf_copy_from_user(text, args, (void *)bprm->p) == 0)
+		bpf_loop(args, find_end, &search, 0);
+	if (search.left)
+		record->head.flags = CT_CUT;
+	else if (search.bytes)
+		search.bytes--; /* The last NUL. */
+	args = search.bytes;
+	if (args > MAX_ARGS)
+		args = MAX_ARGS;
+	record->args_bytes = args;
+
+	text = (char *)(record + 1) + bytes + args;
+	length = bpf_d_path(&task->fs->pwd, text, MAX_PATH);
+	if (length < 1 || length > MAX_PATH) {
+		record->head.flags = CT_CUT;
+		length = 1;
+	}
+	record->cwd_bytes = length - 1;
+	record->head.bytes = sizeof *record + bytes + args + length - 1;
+	submit(record);
+	return 0;
+}
+
+/* What connect(2) calls for TCP, also by way of MPTCP, and for UDP: with the kernel's copy of the address. */
+static __always_inline int record_connect(struct socket *sock, void *address, int result)
+{
+	struct connect_record *record;
+	__u16 family = 0;
+
+	if (!in_job())
+		return 0;
+	bpf_probe_read_kernel(&family, sizeof family, address);
+	if (family != AF_INET && family != AF_INET6)
+		return 0;
+	record = BEGIN(sizeof *record);
+	if (!record)
+		return 0;
+	__builtin_memset(record, 0, sizeof *record);
+	fill(&record->head, CT_PROCESS_RECORD_CONNECT, CONNECT_RECORD_BYTES);
+	record->family = family;
+	bpf_probe_read_kernel(&record->port, sizeof record->port, address + 2);
+	record->port = record->port >> 8 | record->port << 8;
+	/* struct sockaddr_in and sockaddr_in6. */
+	if (family == AF_INET)
+		bpf_probe_read_kernel(record->address, 4, address + 4);
+	else
+		bpf_probe_read_kernel(record->address, 16, address + 8);
+	record->protocol = sock->sk->sk_protocol;
+	record->result = result;
+	submit(record);
+	return 0;
+}
+
+SEC("fexit/inet_stream_connect")
+int BPF_PROG(audit_connect_stream, struct socket *sock, void *address, int length, int flags, int result)
+{
+	return record_connect(sock, address, result);
+}
+
+SEC("fexit/inet_dgram_connect")
+int BPF_PROG(audit_connect_datagram, struct socket *sock, void *address, int length, int flags, int result)
+{
+	return record_connect(sock, address, result);
+}
+
+static __always_inline struct file_record *begin_file(__u8 what, __u32 detail)
+{
+	struct file_record *record = BEGIN(FILE_SPACE);
+
+	if (!record)
+		return 0;
+	fill(&record->head, CT_PROCESS_RECORD_FILE, sizeof *record);
+	record->what = what;
+	record->zero = 0;
+	record->path_bytes = 0;
+	record->detail = detail;
+	return record;
+}
+
+static __always_inline void end_file(struct file_record *record, __u64 bytes)
+{
+	record->path_bytes = bytes;
+	record->head.bytes = sizeof *record + bytes;
+	submit(record);
+}
+
+/* A path that is written from its end. */
+struct walk {
+	struct dentry *entry;
+	struct mount *mount;
+	char *text;
+	__u32 start;
+	__u32 done;
+};
+
+static long step_up(__u32 index, struct walk *walk)
+{
+	struct dentry *entry = walk->entry, *parent = BPF_CORE_READ(entry, d_parent);
+	struct mount *mount = walk->mount;
+	__u32 start = walk->start, length;
+
+	if (entry == BPF_CORE_READ(mount, mnt.mnt_root) || entry == parent) {
+		struct mount *above = BPF_CORE_READ(mount, mnt_parent);
+		if (above == mount) {
+			walk->done = 1;
+			return 1;
+		}
+		walk->entry = BPF_CORE_READ(mount, mnt_mountpoint);
+		walk->mount = above;
+		return 0;
+	}
+	length = BPF_CORE_READ(entry, d_name.len) & 255;
+	if (start < length + 1 || start > MAX_PATH)
+		return 1;
+	start -= length;
+	bpf_probe_read_kernel(walk->text + (start & (MAX_PATH - 1)), length, BPF_CORE_READ(entry, d_name.name));
+	start--;
+	walk->text[start & (MAX_PATH - 1)] = '/';
+	walk->start = start;
+	walk->entry = parent;
+	return 0;
+}
+
+/* As bpf_d_path, where that may not be called: of a hook whose subject need not exist. */
+static __always_inline void end_file_at(struct file_record *record, struct path *path, struct dentry *entry)
+{
+	char *text = (char *)(record + 1);
+	struct walk walk = {
+		.entry = entry,
+		.mount = (void *)path->mnt - bpf_core_field_offset(struct mount, mnt),
+		.text = text,
+		.start = MAX_PATH,
+	};
+	__u32 start, length;
+
+	bpf_loop(MAX_DEPTH, step_up, &walk, 0);
+	if (!walk.done)
+		record->head.flags = CT_CUT;
+	start = walk.start;
+	if (start > MAX_PATH)
+		start = MAX_PATH;
+	length = MAX_PATH - start;
+	bpf_probe_read_kernel(text, length, text + start);
+	end_file(record, length);
+}
+
+/*
+ * Regular files that are opened to be written, and to be read if they are not those of the image. What a process opens
+ * again is not told again.
+ */
+SEC("lsm/file_open")
+int BPF_PROG(audit_open, struct file *file, int before)
+{
+	const __u8 yes = 1;
+	struct task_struct *task;
+	struct file_record *record;
+	struct inode *inode;
+	struct told_key key = { 0 };
+	long length;
+
+	if (before)
+		return before;
+	if (!in_job())
+		return 0;
+	inode = file->f_inode;
+	if ((inode->i_mode & S_IFMT) != S_IFREG || file->f_mode & FMODE_EXEC)
+		return 0;
+	key.what = file->f_mode & FMODE_WRITE || file->f_flags & (O_CREAT | O_TRUNC) ? CT_FILE_WHAT_WRITE
+										    : CT_FILE_WHAT_READ;
+	key.device = inode->i_sb->s_dev;
+	if (key.what == CT_FILE_WHAT_READ && key.device == constants.root_device)
+		return 0;
+	if (file->f_mode & FMODE_CREATED && inode->i_mode & S_SETIDS)
+		key.what = CT_FILE_WHAT_SETUID;
+	key.inode = inode->i_ino;
+	task = bpf_get_current_task_btf();
+	key.started_ns = task->group_leader->start_time;
+	if (bpf_map_lookup_elem(&told, &key))
+		return 0;
+	bpf_map_update_elem(&told, &key, &yes, BPF_ANY);
+	record = begin_file(key.what, key.what == CT_FILE_WHAT_SETUID ? inode->i_mode : file->f_flags);
+	if (!record)
+		return 0;
+	length = bpf_d_path(&file->f_path, (char *)(record + 1), MAX_PATH);
+	if (length < 1 || length > MAX_PATH) {
+		record->head.flags = CT_CUT;
+		length = 1;
+	}
+	end_file(record, length - 1);
+	return 0;
+}
+
+SEC("lsm/path_unlink")
+int BPF_PROG(audit_unlink, struct path *directory, struct dentry *entry, int before)
+{
+	struct file_record *record;
+
+	if (before || !in_job())
+		return before;
+	record = begin_file(CT_FILE_WHAT_UNLINK, 0);
+	if (record)
+		end_file_at(record, directory, entry);
+	return 0;
+}
+
+/* Told by the new name: that is where something is now. */
+SEC("lsm/path_rename")
+int BPF_PROG(audit_rename, struct path *old_directory, struct dentry *old_entry, struct path *directory,
+	     struct dentry *entry, unsigned flags, int before)
+{
+	struct file_record *record;
+
+	if (before || !in_job())
+		return before;
+	record = begin_file(CT_FILE_WHAT_RENAME, flags);
+	if (record)
+		end_file_at(record, directory, entry);
+	return 0;
+}
+
+SEC("lsm/path_chmod")
+int BPF_PROG(audit_chmod, struct path *path, __u16 mode, int before)
+{
+	struct file_record *record;
+
+	if (before || !(mode & S_SETIDS) || !in_job())
+		return before;
+	record = begin_file(CT_FILE_WHAT_SETUID, mode);
+	if (record)
+		end_file_at(record, path, path->dentry);
+	return 0;
+}
+
+/* --- What would switch this off, or hide from it --- */
+
+static __always_inline int deny(__u8 what)
+{
+	struct denied_record *record = BEGIN(sizeof *record);
+
+	if (record) {
+		__builtin_memset(record, 0, sizeof *record);
+		fill(&record->head, CT_PROCESS_RECORD_DENIED, sizeof *record);
+		record->what = what;
+		submit(record);
+	}
+	return -EPERM;
+}
+
+/* A ring of io_uring does what it does without system calls. Its file is made with this name (io_uring/io_uring.c). */
+SEC("lsm/inode_init_security_anon")
+int BPF_PROG(audit_io_uring, struct inode *inode, struct qstr *name, struct inode *context, int before)
+{
+	char text[12] = { 0 };
+
+	if (before || !in_job())
+		return before;
+	bpf_probe_read_kernel_str(text, sizeof text, name->name);
+	if (text[0] != '[' || text[1] != 'i' || text[2] != 'o' || text[3] != '_' || text[4] != 'u' || text[5] != 'r')
+		return 0;
+	return deny(CT_DENIED_WHAT_IO_URING);
+}
+
+/*
+ * Nobody of a job gets at a process that is none of it, whatever capabilities it has. To look (`ps` does) is no attempt
+ * worth telling.
+ */
+SEC("lsm/ptrace_access_check")
+int BPF_PROG(audit_ptrace, struct task_struct *child, unsigned mode, int before)
+{
+	if (before || !in_job() || is_job(child))
+		return before;
+	return mode & PTRACE_MODE_ATTACH ? deny(CT_DENIED_WHAT_PTRACE) : -EPERM;
+}
+
+/* Attached last: from then on nobody loads or changes anything, PID 1 no more than a job. */
+SEC("lsm/bpf")
+int BPF_PROG(audit_bpf, int command, void *attributes, unsigned size, int before)
+{
+	if (before)
+		return before;
+	return in_job() ? deny(CT_DENIED_WHAT_BPF) : -EPERM;
+}
+
+/* kernel.ftrace_enabled alone would switch all of this off. A network namespace's own settings are its owner's. */
+SEC("cgroup/sysctl")
+int audit_sysctl(struct bpf_sysctl *ctx)
+{
+	char name[8] = { 0 };
+
+	if (!ctx->write)
+		return 1;
+	bpf_sysctl_get_name(ctx, name, sizeof name, 0);
+	return name[0] == 'n' && name[1] == 'e' && name[2] == 't' && name[3] == '/';
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

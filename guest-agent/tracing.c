@@ -1,0 +1,127 @@
+/* The BPF programs that record a job: see tracing.h. */
+#include "tracing.h"
+
+#include <bpf/bpf.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <malloc.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include "console.h"
+#include "programs.h"
+
+/* The object file that bpf/Makefile makes. */
+INCLUDE_OBJECT(audit_object, AUDIT_OBJECT);
+
+/* The LRU map of files that were told, and the programs. */
+#define OTHER_BYTES (2 * 1024 * 1024)
+#define DOORBELL_BYTES 4096
+
+static unsigned cpus(void)
+{
+	int count = libbpf_num_possible_cpus();
+	if (count < 1 || count > AUDIT_MAX_CPUS)
+		fatal("cannot trace a machine of %d CPUs", count);
+	return (unsigned)count;
+}
+
+uint64_t tracing_memory_bytes(void)
+{
+	return cpus() * sizeof(struct audit_ring) + AUDIT_EVENTS_BYTES + OTHER_BYTES;
+}
+
+static void *map_pages(int fd, size_t bytes, int protection, size_t offset)
+{
+	void *pages = mmap(NULL, bytes, protection, MAP_SHARED, fd, (off_t)offset);
+	if (pages == MAP_FAILED)
+		fatal("cannot map what the BPF programs record: %s", strerror(errno));
+	return pages;
+}
+
+static void map_queue(int fd, size_t bytes, struct audit_queue *queue)
+{
+	size_t page = (size_t)getpagesize();
+	queue->bytes = bytes;
+	queue->consumer = map_pages(fd, page, PROT_READ | PROT_WRITE, 0);
+	queue->producer = map_pages(fd, page + 2 * bytes, PROT_READ, page);
+	queue->data = (const uint8_t *)queue->producer + page;
+}
+
+/* Programs still write what is frozen; user space does not. */
+static const void *map_frozen(int fd, size_t bytes)
+{
+	const void *pages = map_pages(fd, bytes, PROT_READ, 0);
+	if (bpf_map_freeze(fd) < 0)
+		fatal("cannot freeze the BPF maps: %s", strerror(errno));
+	return pages;
+}
+
+static void set_constants(struct bpf_object *object, uint64_t job_cgroup, uint64_t root_device)
+{
+	struct bpf_map *map = bpf_object__find_map_by_name(object, ".rodata.constants");
+	const struct audit_constants constants = {
+		.job_cgroup = job_cgroup,
+		/* As the kernel has it (include/linux/kdev_t.h). */
+		.root_device = major(root_device) << 20 | minor(root_device),
+	};
+	if (!map || bpf_map__set_initial_value(map, &constants, sizeof constants) < 0)
+		fatal("the BPF object has no constants");
+}
+
+static void attach(struct bpf_program *program, int cgroup_root_fd)
+{
+	struct bpf_link *link = bpf_program__type(program) == BPF_PROG_TYPE_CGROUP_SYSCTL
+					? bpf_program__attach_cgroup(program, cgroup_root_fd)
+					: bpf_program__attach(program);
+	if (!link)
+		fatal("cannot attach the BPF program %s: %s", bpf_program__name(program), strerror(errno));
+}
+
+void tracing_start(int job_fd, int root_fd, uint64_t root_device, struct audit_options *helper)
+{
+	struct stat job;
+	struct bpf_program *program;
+	struct bpf_object *object = programs_open("audit", audit_object_begin, audit_object_end);
+	if (fstat(job_fd, &job) < 0)
+		fatal("cannot look at the job's cgroup: %s", strerror(errno));
+	helper->cpus = cpus();
+	if (bpf_map__set_max_entries(bpf_object__find_map_by_name(object, "rings"), helper->cpus) < 0)
+		fatal("cannot set the number of rings");
+	set_constants(object, job.st_ino, root_device);
+	programs_load(object);
+
+	helper->rings = map_frozen(programs_map(object, "rings"), helper->cpus * sizeof(struct audit_ring));
+	helper->tally = map_frozen(programs_map(object, "tally"), (size_t)getpagesize());
+	helper->reader = map_pages(programs_map(object, "reader"), sizeof(struct audit_reader), PROT_READ | PROT_WRITE, 0);
+	map_queue(programs_map(object, "events"), AUDIT_EVENTS_BYTES, &helper->events);
+	helper->doorbell_fd = programs_map(object, "doorbell");
+	map_queue(helper->doorbell_fd, DOORBELL_BYTES, &helper->doorbell);
+	if (bpf_map_freeze(programs_map(object, "told")) < 0)
+		fatal("cannot freeze the BPF maps: %s", strerror(errno));
+
+	struct bpf_program *guard = programs_find(object, "audit_bpf");
+	bpf_object__for_each_program(program, object) if (program != guard) attach(program, root_fd);
+	attach(guard, root_fd);
+	/* `object` and the links live as long as PID 1. What the loading needed beside them goes back. */
+	malloc_trim(0);
+}
+
+static void unmap_queue(const struct audit_queue *queue)
+{
+	size_t page = (size_t)getpagesize();
+	munmap((void *)queue->consumer, page);
+	munmap((void *)queue->producer, page + 2 * queue->bytes);
+}
+
+void tracing_forget(const struct audit_options *helper)
+{
+	munmap((void *)helper->rings, helper->cpus * sizeof(struct audit_ring));
+	munmap((void *)helper->tally, (size_t)getpagesize());
+	munmap(helper->reader, sizeof(struct audit_reader));
+	unmap_queue(&helper->events);
+	unmap_queue(&helper->doorbell);
+}

@@ -1,0 +1,22 @@
+/* Loads bpf/audit.bpf.c, which is part of this program, and keeps it attached for as long as PID 1 lives. */
+#ifndef CT_TRACING_H
+#define CT_TRACING_H
+
+#include <stdint.h>
+
+#include "audit.h"
+
+/* Kernel memory that is taken for the rings and the rest. */
+uint64_t tracing_memory_bytes(void);
+
+/*
+ * From here on every call of the cgroup `job_fd` is recorded, and nobody loads or changes BPF programs, PID 1 no more than
+ * others. `root_fd` is the root of the cgroups. Fills in what the helper reads; `root_device` is that of the image, as
+ * stat(2) tells it. Ends the VM if any part cannot be loaded or attached.
+ */
+void tracing_start(int job_fd, int root_fd, uint64_t root_device, struct audit_options *helper);
+
+/* Takes the mappings away again from PID 1, when the helper has them. */
+void tracing_forget(const struct audit_options *helper);
+
+#endif
