@@ -12,9 +12,12 @@ export function asOf({ feeds }: Pick<DatabaseStatus, 'feeds'>): Date {
 /** A warning, or undefined. Throws VULN_DB_STALE. `what`: how a sentence begins, such as `the vulnerability database`. */
 export function checkAge(what: string, of: Date, limits: StaleLimits, now: Date): string | undefined {
   const ageMs = now.getTime() - of.getTime();
-  const age = `${what} is as of ${of.toISOString().slice(0, 10)}, ${days(ageMs)} ago`;
-  // Also when the time cannot be read.
-  if (!(ageMs <= limits.refuseAfterMs)) {
+  // A time that cannot be read may be any.
+  const isKnown = !Number.isNaN(ageMs);
+  const age = isKnown
+    ? `${what} is as of ${of.toISOString().slice(0, 10)}, ${days(ageMs)} ago`
+    : `${what} does not say of when it is`;
+  if (!isKnown || ageMs > limits.refuseAfterMs) {
     throw new CtError(
       'VULN_DB_STALE',
       `${age}; more than ${formatDuration(limits.refuseAfterMs)} is refused`,

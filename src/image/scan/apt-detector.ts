@@ -26,12 +26,15 @@ import { vulnDirectory } from './database.ts';
 import { byUrgency, type Finding } from './match.ts';
 import type { InstalledPackage } from './packages.ts';
 import { judged, type Scan, type ScanOptions } from './scan.ts';
+import { advisorySource, type SourcePackage } from './source-package.ts';
 
 /** An index of security updates has 5 MB. */
 const MAX_INDEX_BYTES = 256 * 1024 * 1024;
 /** For a changelog no more than this is fetched: kernels have 100 MB. */
 const MAX_PACKAGE_BYTES = 20 * 1024 * 1024;
 const MAX_CHANGELOG_BYTES = 32 * 1024 * 1024;
+/** Packages of one source in which its changelog is looked for, the smallest first. */
+const CHANGELOG_ROUNDS = 3;
 /** Of a changelog, kept. */
 const CHANGELOG_KEPT_CHARACTERS = 256 * 1024;
 
@@ -147,33 +150,51 @@ function parseIndex(text: string): readonly Candidate[] {
   });
 }
 
-/** What has a newer version there, by source package and version. */
+/**
+ * What has a newer version there, by source package and version. A package that is not there by its name, but whose source is,
+ * has another name by now, as kernels have with every version of their interface.
+ */
 function missingUpdates(
   installed: readonly InstalledPackage[],
   candidates: readonly Candidate[],
 ): readonly Update[] {
-  const newest = new Map<string, Candidate>();
-  for (const candidate of candidates) {
-    const known = newest.get(candidate.name);
-    if (!known || compareDebianVersions(candidate.version, known.version) > 0)
-      newest.set(candidate.name, candidate);
-  }
+  const byName = Map.groupBy(candidates, ({ name }) => name);
+  const bySource = Map.groupBy(candidates, (candidate) => sourceOfCandidate(candidate).sourceName);
+  const newest = (
+    of: readonly Candidate[] | undefined,
+    version: (candidate: Candidate) => string,
+  ): Candidate | undefined => of?.toSorted((a, b) => compareDebianVersions(version(a), version(b))).at(-1);
+  const sourceVersion = (candidate: Candidate): string => sourceOfCandidate(candidate).sourceVersion;
   const behind = installed.flatMap((entry) => {
-    const candidate = newest.get(entry.name);
-    return candidate && compareDebianVersions(candidate.version, entry.version) > 0
-      ? [{ entry, candidate }]
-      : [];
+    const same = newest(byName.get(entry.name), ({ version }) => version);
+    if (same)
+      return compareDebianVersions(same.version, entry.version) > 0 ? [{ entry, candidate: same }] : [];
+    const next = newest(bySource.get(entry.sourceName), sourceVersion);
+    if (!next || compareDebianVersions(sourceVersion(next), entry.sourceVersion) <= 0) return [];
+    return [{ entry, candidate: next }];
   });
   const groups = Map.groupBy(behind, ({ entry }) => `${entry.sourceName} ${entry.sourceVersion}`);
   return [...groups.values()].map((group): Update => {
-    const versions = group.map(({ candidate }) => candidate.sourceVersion).sort(compareDebianVersions);
+    const to =
+      group
+        .map(({ candidate }) => sourceVersion(candidate))
+        .sort(compareDebianVersions)
+        .at(-1) ?? '';
+    const { sourceName = '', sourceVersion: from = '' } = group[0]?.entry ?? {};
     return {
       installed: group.map(({ entry }) => entry),
-      candidates: group.map(({ candidate }) => candidate).sort((a, b) => a.sizeBytes - b.sizeBytes),
-      from: group[0]?.entry.sourceVersion ?? '',
-      to: versions.at(-1) ?? '',
+      // All of the source have its changelog; the smallest is fetched for it.
+      candidates: (bySource.get(sourceName) ?? [])
+        .filter((candidate) => sourceVersion(candidate) === to)
+        .sort((a, b) => a.sizeBytes - b.sizeBytes),
+      from,
+      to,
     };
   });
+}
+
+function sourceOfCandidate({ source, sourceVersion }: Candidate): SourcePackage {
+  return advisorySource({ sourceName: source, sourceVersion });
 }
 
 function findingsOf(update: Update, suite: string, changelogs: Changelogs): readonly Finding[] {
@@ -228,39 +249,45 @@ class Changelogs {
 
   /** Fetches those that are not here yet. */
   async prepare(updates: readonly Update[]): Promise<{ readonly warnings: readonly string[] }> {
-    const wanted = updates.filter((update) => this.of(update) === '');
-    const sources = wanted.flatMap(({ candidates: [smallest] }) =>
-      smallest && smallest.sizeBytes <= MAX_PACKAGE_BYTES ? [smallest] : [],
-    );
+    const missing = (): readonly Update[] => updates.filter((update) => this.of(update) === '');
     try {
-      if (sources.length > 0) await this.#tools.apt.fetch(sources);
-      for (const update of wanted) await this.#extract(update);
+      // A package may have none of its own: its directory is a link to that of another one.
+      for (let round = 0; round < CHANGELOG_ROUNDS; round++) await this.#fetch(missing(), round);
     } catch (error) {
       if (this.#tools.signal.aborted) throw error;
       return { warnings: [`changelogs could not be had: ${messageOf(error)}`] };
     }
-    const without = wanted.filter((update) => this.of(update) === '').length;
-    return {
-      warnings: without === 0 ? [] : [`${without} updates do not say here which vulnerabilities they fix`],
-    };
+    const without = missing().length;
+    const some = without === 1 ? 'one update does' : `${without} updates do`;
+    return { warnings: without === 0 ? [] : [`${some} not say which vulnerabilities are fixed`] };
   }
 
-  async #extract(update: Update): Promise<void> {
-    const [smallest] = update.candidates;
-    if (!smallest || smallest.sizeBytes > MAX_PACKAGE_BYTES) return;
+  async #fetch(updates: readonly Update[], round: number): Promise<void> {
+    const chosen = updates.flatMap((update) => {
+      const candidate = update.candidates[round];
+      return candidate && candidate.sizeBytes <= MAX_PACKAGE_BYTES ? [{ update, candidate }] : [];
+    });
+    const packages = [...new Set(chosen.map(({ candidate }) => candidate))];
+    if (packages.length > 0) await this.#tools.apt.fetch(packages);
+    for (const { update, candidate } of chosen) {
+      const text = await this.#changelogOf(candidate);
+      if (text !== undefined) writeFileSync(this.#path(update), text, { mode: 0o600 });
+    }
+  }
+
+  async #changelogOf(candidate: Candidate): Promise<string | undefined> {
     const tree = mkdtempSync(join(this.#tools.workDirectory, 'tree-'));
     await runProgram({
       file: 'dpkg-deb',
-      args: ['--extract', this.#tools.cache.path(smallest), tree],
+      args: ['--extract', this.#tools.cache.path(candidate), tree],
       env: { PATH: PROGRAM_PATH },
       maxOutputBytes: 1024 * 1024,
       failureCode: 'IMAGE_BUILD_FAILED',
       signal: this.#tools.signal,
     });
-    const text = changelogIn(join(tree, 'usr/share/doc', smallest.name));
+    const text = changelogIn(join(tree, 'usr/share/doc', candidate.name));
     rmSync(tree, { recursive: true, force: true });
-    rmSync(this.#tools.cache.path(smallest), { force: true });
-    if (text !== undefined) writeFileSync(this.#path(update), text, { mode: 0o600 });
+    return text;
   }
 
   #path({ installed: [first], to }: Update): string {

@@ -1,11 +1,12 @@
 /** Debian changelogs (deb-changelog(5)): which vulnerabilities the versions between two fix, by their own words. Pure. */
 import { compareDebianVersions } from '../debian-version.ts';
 import { bySeverity, type Severity, severityOfWord } from './severity.ts';
+import { advisorySource } from './source-package.ts';
 
 /** Entries looked at; a package that is this far behind has other worries. */
 const MAX_ENTRIES = 500;
 const MAX_IDS = 2000;
-const HEADING = /^[a-z0-9][a-z0-9+.-]* \(([^()\s]+)\) [^;]*;.*?\burgency=([a-z]+)/;
+const HEADING = /^([a-z0-9][a-z0-9+.-]*) \(([^()\s]+)\) [^;]*;.*?\burgency=([a-z]+)/;
 
 export interface ChangelogPart {
   readonly cves: readonly string[];
@@ -22,7 +23,8 @@ export function readChangelog(text: string, from: string, to: string): Changelog
   for (const line of text.split('\n')) {
     const heading = HEADING.exec(line);
     if (heading) {
-      const [, version = '', urgency = ''] = heading;
+      const [, sourceName = '', written = '', urgency = ''] = heading;
+      const { sourceVersion: version } = advisorySource({ sourceName, sourceVersion: written });
       entries += 1;
       if (entries > MAX_ENTRIES || compareDebianVersions(version, from) <= 0) break;
       isWanted = compareDebianVersions(version, to) <= 0;

@@ -1,6 +1,6 @@
 /** Fetches a feed into a file: HTTPS with the machine's proxies and certificates, or plain HTTP to this machine itself. */
 import { createWriteStream } from 'node:fs';
-import { Agent as HttpAgent, get as httpGet, type IncomingMessage } from 'node:http';
+import { get as httpGet, type IncomingMessage } from 'node:http';
 import { Agent as HttpsAgent, get as httpsGet } from 'node:https';
 import { Transform } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
@@ -75,7 +75,7 @@ async function request(url: URL, location: string, signal: AbortSignal): Promise
           { ...shared, rejectUnauthorized: true, agent: new HttpsAgent({ proxyEnv: process.env }) },
           resolve,
         )
-      : httpGet(url, { ...shared, agent: new HttpAgent({ proxyEnv: process.env }) }, resolve);
+      : httpGet(url, { ...shared, agent: false }, resolve); // to this machine: no proxy is asked
   sent.on('error', reject);
   sent.on('timeout', () => sent.destroy(new Error(`nothing came for ${IDLE_MS / 1000} s`)));
   try {

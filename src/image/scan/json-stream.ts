@@ -81,8 +81,9 @@ class Splitter {
   }
 
   end(): void {
-    if (this.#inside !== undefined || !['done', 'value'].includes(this.#state))
-      throw this.#wrong('ends too early');
+    // A sequence ends after any value; there is no sign of it.
+    const isEnded = this.#state === 'done' || (this.#container === 'none' && this.#state === 'value');
+    if (this.#inside !== undefined || !isEnded) throw this.#wrong('ends too early');
   }
 
   /** Whether a value or key begins with this byte; checks what stands between them. */

@@ -2,14 +2,13 @@
 import { CtError } from '../../core/errors.ts';
 import { debianEcosystem, type Ecosystem, MAX_VERSION_CHARACTERS } from './advisory.ts';
 import { type Purl, parsePurl } from './purl.ts';
+import { advisorySource, type SourcePackage } from './source-package.ts';
 
-export interface InstalledPackage {
+/** The source is what it was built from, which Debian's advisories are about; elsewhere it is the package itself. */
+export interface InstalledPackage extends SourcePackage {
   readonly name: string;
   readonly version: string;
   readonly architecture: string;
-  /** What it was built from; Debian's advisories are about these. Name and version of its own elsewhere. */
-  readonly sourceName: string;
-  readonly sourceVersion: string;
   readonly purl: string;
   readonly ecosystem: Ecosystem;
 }
@@ -88,13 +87,11 @@ function packageOf(component: Json): InstalledPackage | undefined {
   const [upstreamName, upstreamVersion] = splitUpstream(purl);
   const sourceName = property(component, 'ct:sourcePackage') ?? upstreamName ?? purl.name;
   const sourceVersion = property(component, 'ct:sourceVersion') ?? upstreamVersion ?? withoutRebuild(version);
-  // A source that only signs what another has built; advisories are about that, by the version of what is installed.
-  const isSignedKernel = /^linux-signed-[a-z0-9]+$/.test(sourceName);
   return {
     name: purl.name,
     version,
     architecture: purl.qualifiers.get('arch') ?? '',
-    ...(isSignedKernel ? { sourceName: 'linux', sourceVersion: version } : { sourceName, sourceVersion }),
+    ...advisorySource({ sourceName, sourceVersion }),
     purl: written,
     ecosystem,
   };

@@ -90,6 +90,23 @@ export async function latestResult(ctHome: string, digest: string): Promise<Scan
     .sort((a, b) => (a.scannedAt < b.scannedAt ? 1 : -1))[0];
 }
 
+/** Removes what was found in images that are not stored any more. */
+export async function forgetGone(
+  ctHome: string,
+  isStored: (digest: string) => Promise<boolean>,
+): Promise<void> {
+  for (const [directory, suffix] of [
+    [resultsDirectory(ctHome), ''],
+    [toldDirectory(ctHome), '.json'],
+  ] as const) {
+    for (const name of await readdir(directory).catch(() => [])) {
+      const hex = /^[0-9a-f]{64}/.exec(name)?.[0];
+      if (hex === undefined || name !== `${hex}${suffix}` || (await isStored(`sha256:${hex}`))) continue;
+      await rm(join(directory, name), { recursive: true, force: true });
+    }
+  }
+}
+
 async function read(path: string): Promise<ScanResult | undefined> {
   try {
     if ((await stat(path)).size > MAX_RESULT_BYTES) return undefined;
@@ -120,7 +137,11 @@ export async function writeTold(ctHome: string, digest: string, keys: ReadonlySe
 }
 
 function toldPath(ctHome: string, digest: string): string {
-  return join(vulnDirectory(ctHome), 'told', `${hexOf(digest)}.json`);
+  return join(toldDirectory(ctHome), `${hexOf(digest)}.json`);
+}
+
+function toldDirectory(ctHome: string): string {
+  return join(vulnDirectory(ctHome), 'told');
 }
 
 function resultsDirectory(ctHome: string): string {

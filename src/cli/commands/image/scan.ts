@@ -9,7 +9,7 @@ import { policyDirectory } from '../../../host/policy-source.ts';
 import { readAllowFile, readScanConfig, type ScanConfig } from '../../../image/scan/config.ts';
 import { VulnDatabase } from '../../../image/scan/database.ts';
 import { packagesOfSbom, suiteOfSbom } from '../../../image/scan/packages.ts';
-import { doesCount, type ScanResult, storeResult } from '../../../image/scan/result.ts';
+import { doesCount, forgetGone, type ScanResult, storeResult } from '../../../image/scan/result.ts';
 import { toSarif } from '../../../image/scan/sarif.ts';
 import { requireClean, type Scan, scanWithDatabase } from '../../../image/scan/scan.ts';
 import { SEVERITIES, type Severity, THRESHOLDS } from '../../../image/scan/severity.ts';
@@ -33,14 +33,19 @@ export async function run(parsed: ParsedOptions, output: Output): Promise<number
     await scanner.watch();
     return 0;
   }
+  const images = await scanner.images();
+  if (images.length > 1 && parsed.value('format') === 'sarif') {
+    throw new CtError('USAGE', 'a SARIF log is of one image', { hint: 'name one image' });
+  }
   const scans: Scan[] = [];
-  for (const image of await scanner.images()) {
+  for (const image of images) {
     const scan = await scanner.scan(image);
     await storeResult(ctHome, scan.result);
     scans.push(scan);
     scanner.warn(scan);
-    scanner.print(scan);
+    scanner.print(scan, images.length === 1);
   }
+  await scanner.forgetGone();
   const { threshold } = scanner;
   if (threshold !== undefined) for (const { result } of scans) requireClean(result, threshold);
   return 0;
@@ -55,9 +60,6 @@ class Scanner {
   readonly #style: Style;
 
   constructor(ctHome: string, parsed: ParsedOptions, output: Output, signal: AbortSignal) {
-    if (parsed.positionals.length > 1 && parsed.value('format') === 'sarif') {
-      throw new CtError('USAGE', 'a SARIF log is of one image', { hint: 'name one image' });
-    }
     this.#ctHome = ctHome;
     this.#store = new ImageStore(ctHome);
     this.#parsed = parsed;
@@ -130,6 +132,15 @@ class Scanner {
     });
   }
 
+  forgetGone(): Promise<void> {
+    const isStored = (digest: string): Promise<boolean> =>
+      this.#store.manifest(digest).then(
+        () => true,
+        () => false,
+      );
+    return forgetGone(this.#ctHome, isStored);
+  }
+
   /** Until it is cancelled. */
   async watch(): Promise<void> {
     // The host daemon writes the same file, and is who begins a new one when it is full.
@@ -142,6 +153,11 @@ class Scanner {
         void alerts.close();
       }
     };
+    if (this.#parsed.value('format') === 'sarif') {
+      throw new CtError('USAGE', 'a watch prints no SARIF', {
+        hint: 'it prints tables, or with --format json a line per look',
+      });
+    }
     const style = styleFor(this.#output.isTty.stderr);
     await watchImages({
       ctHome: this.#ctHome,
@@ -160,7 +176,7 @@ class Scanner {
       signal: this.#signal,
       onScan: (scan, fresh) => {
         this.warn(scan);
-        this.print({ ...scan, result: { ...scan.result, findings: fresh } });
+        this.print({ ...scan, result: { ...scan.result, findings: fresh } }, false);
       },
       onProblem: (_image, error) => {
         this.#output.write('stderr', formatError(errorReport(error), style));
@@ -179,13 +195,11 @@ class Scanner {
     }
   }
 
-  print({ result }: Scan): void {
+  /** `alone`: the document is all there is on stdout; else each is a line. */
+  print({ result }: Scan, alone: boolean): void {
     switch (this.#parsed.value('format')) {
       case 'json':
-        this.#output.write(
-          'stdout',
-          `${JSON.stringify(result, undefined, this.#parsed.has('watch') ? 0 : 2)}\n`,
-        );
+        this.#output.write('stdout', `${JSON.stringify(result, undefined, alone ? 2 : 0)}\n`);
         return;
       case 'sarif':
         this.#output.write('stdout', toSarif(result, VERSION));
