@@ -20,9 +20,10 @@ import { installRoot } from '../../src/core/install.ts';
 import { STALE_DEFAULTS } from '../../src/image/scan/config.ts';
 import { VulnDatabase } from '../../src/image/scan/database.ts';
 import { packagesOfSbom } from '../../src/image/scan/packages.ts';
-import { latestResult, type ScanResult } from '../../src/image/scan/result.ts';
+import { forgetGone, latestResult, type ScanResult, scanFacts } from '../../src/image/scan/result.ts';
 import { toSarif } from '../../src/image/scan/sarif.ts';
 import { scanWithDatabase } from '../../src/image/scan/scan.ts';
+import { readSbom } from '../../src/image/scan/stored-image.ts';
 import { updateDatabase } from '../../src/image/scan/update.ts';
 import { watchImages } from '../../src/image/scan/watch.ts';
 import { ImageStore } from '../../src/image/store.ts';
@@ -243,6 +244,11 @@ test('a VEX document excuses what it says, with its words', async (t) => {
     ],
   );
   assert.deepEqual(result.counts, { critical: 1, high: 0, medium: 1, unknown: 1, low: 0, negligible: 0 });
+  const { counts, source, scannedAt } = result;
+  assert.deepEqual(scanFacts(result), {
+    ...{ detector: 'database', scanned_at: scannedAt, as_of: source.asOf, revision: source.revision, counts },
+    ...{ worst: 'critical', accepted: 1, fixable: 2, unexamined: 0 },
+  });
 });
 
 test('the result is kept for the image and the database that gave it', async (t) => {
@@ -257,6 +263,10 @@ test('the result is kept for the image and the database that gave it', async (t)
   const hex = (digest: string): string => digest.replace('sha256:', '');
   const kept = readdirSync(join(ctHome, 'vuln/results', hex(result.image.digest)));
   assert.deepEqual(kept, [`${hex(result.source.revision)}.json`]);
+  await forgetGone(ctHome, async (digest) => digest === result.image.digest);
+  assert.notEqual(await latestResult(ctHome, result.image.digest), undefined);
+  await forgetGone(ctHome, async () => false);
+  assert.deepEqual(readdirSync(join(ctHome, 'vuln/results')), []);
 });
 
 test('a scan as SARIF 2.1.0 is the same, byte for byte', async (t) => {
@@ -339,12 +349,11 @@ test('a watch looks again at new databases and images, and tells each finding on
   const watching = watchImages({
     ctHome,
     images: () => store.list(),
-    scan: async ({ name, digest }) => {
+    scan: async (image) => {
       using database = new VulnDatabase(ctHome);
-      const { sbom } = await store.manifest(digest);
-      const text = (await store.readBlob(sbom?.cyclonedx ?? { digest: '', sizeBytes: 0 })).toString('utf8');
+      const text = await readSbom(store, image);
       const shared = { exceptions: [], stale: STALE_DEFAULTS, now: new Date() };
-      return scanWithDatabase(database, { image: { name, digest }, sbom: packagesOfSbom(text), ...shared });
+      return scanWithDatabase(database, { image, sbom: packagesOfSbom(text), ...shared });
     },
     alerts: { file: (alert) => void filed.push(alert) },
     threshold: 'high',

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { installRoot } from '../../core/install.ts';
 import { checkAge } from './age.ts';
-import { readScanConfig, STALE_DEFAULTS } from './config.ts';
+import { readAllowFile, readScanConfig, STALE_DEFAULTS } from './config.ts';
 import { reaches } from './severity.ts';
 
 function directoryWith(t: TestContext, text?: string): string {
@@ -55,4 +55,18 @@ test('a severity reaches a threshold that is not above it; what nobody has rated
   assert.equal(reaches('unknown', 'high'), false);
   assert.equal(reaches('negligible', 'negligible'), true);
   assert.equal(reaches('negligible', 'low'), false);
+});
+
+test('the examples of docs/scanning.md are taken as they stand', (t) => {
+  const text = readFileSync(join(installRoot, 'docs/scanning.md'), 'utf8');
+  const directory = directoryWith(t);
+  for (const language of ['yaml', 'json']) {
+    const example = text.split(`\`\`\`${language}\n`)[1]?.split('```')[0] ?? '';
+    const file = join(directory, language);
+    writeFileSync(file, example);
+    assert.deepEqual(
+      readAllowFile(file).map(({ ids, images }) => [ids[0], images.length]),
+      [['CVE-2026-1234', 1]],
+    );
+  }
 });

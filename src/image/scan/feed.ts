@@ -28,12 +28,12 @@ export interface FeedLimits extends ZipLimits {
   readonly maxPackageBytes: number;
 }
 
-/** All of OSV has a million records and 1.5 GB, packed; the tracker's JSON 80 MB. */
+/** All of OSV has two million records, of Debian and npm 300,000; the tracker's JSON has 80 MB. */
 export const FEED_LIMITS: FeedLimits = {
   maxFeedBytes: 4 * 1024 ** 3,
-  maxEntries: 2_000_000,
+  maxEntries: 5_000_000,
   maxFileBytes: MAX_RECORD_BYTES,
-  maxTotalBytes: 16 * 1024 ** 3,
+  maxTotalBytes: 32 * 1024 ** 3,
   maxPackageBytes: 128 * 1024 * 1024,
 };
 

@@ -165,9 +165,9 @@ class Reader {
   }
 
   names(field: string): readonly string[] {
-    const names = this.texts(field, MAX_NAMES);
-    if (!names.every((name) => ID.test(name))) throw this.wrong(field);
-    return [...new Set(names)].filter((name) => name !== this.id);
+    // One that is no name joins nothing; it is not worth a whole feed.
+    const names = this.texts(field, MAX_NAMES).filter((name) => ID.test(name) && name !== this.id);
+    return [...new Set(names)];
   }
 
   texts(field: string, max: number, owner: Json = this.value): readonly string[] {

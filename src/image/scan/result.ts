@@ -55,6 +55,38 @@ export function countFindings(findings: readonly JudgedFinding[]): Readonly<Reco
   return counts;
 }
 
+/** What policies are told of an image; facts only. Names are those of the JSON documents. */
+export interface ScanFacts {
+  readonly detector: ScanResult['detector'];
+  readonly scanned_at: string;
+  /** Of when the source is, and which it was. */
+  readonly as_of: string;
+  readonly revision: string;
+  /** Of the findings that count. */
+  readonly counts: ScanResult['counts'];
+  readonly worst: Severity | null;
+  /** Findings that somebody has accepted. */
+  readonly accepted: number;
+  /** Of those that count, how many have a fix. */
+  readonly fixable: number;
+  readonly unexamined: number;
+}
+
+export function scanFacts(result: ScanResult): ScanFacts {
+  const counting = result.findings.filter(doesCount);
+  return {
+    detector: result.detector,
+    scanned_at: result.scannedAt,
+    as_of: result.source.asOf,
+    revision: result.source.revision,
+    counts: result.counts,
+    worst: counting[0]?.severity ?? null,
+    accepted: result.findings.length - counting.length,
+    fixable: counting.filter(({ fixedIn }) => fixedIn !== undefined).length,
+    unexamined: result.packages.unexamined.length,
+  };
+}
+
 export function resultPath(
   ctHome: string,
   result: Pick<ScanResult, 'image' | 'detector' | 'source'>,

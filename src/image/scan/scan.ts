@@ -64,7 +64,7 @@ export function judged(
   return {
     result: {
       version: 1,
-      image,
+      image: { name: image.name, digest: image.digest },
       detector,
       source,
       scannedAt: now.toISOString(),

@@ -38,8 +38,8 @@ const LOCAL_BYTES = 30;
 const ZIP64_EXTRA = 0x0001;
 const MAX_COMMENT_BYTES = 0xffff;
 const MAX_NAME_BYTES = 1024;
-/** Of the central directory: two million files with names of usual length. */
-const MAX_DIRECTORY_BYTES = 256 * 1024 * 1024;
+/** Of the central directory: five million files with names of usual length. */
+const MAX_DIRECTORY_BYTES = 512 * 1024 * 1024;
 const [STORED, DEFLATED] = [0, 8];
 const ENCRYPTED = 0x2041; // encrypted, strongly so, or with masked headers
 

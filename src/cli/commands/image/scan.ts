@@ -13,6 +13,7 @@ import { doesCount, forgetGone, type ScanResult, storeResult } from '../../../im
 import { toSarif } from '../../../image/scan/sarif.ts';
 import { requireClean, type Scan, scanWithDatabase } from '../../../image/scan/scan.ts';
 import { SEVERITIES, type Severity, THRESHOLDS } from '../../../image/scan/severity.ts';
+import { readSbom } from '../../../image/scan/stored-image.ts';
 import { watchImages } from '../../../image/scan/watch.ts';
 import { ImageStore, type StoredImage } from '../../../image/store.ts';
 import { cancelOnSignals } from '../../cancellation.ts';
@@ -91,17 +92,7 @@ class Scanner {
   }
 
   async scan(image: StoredImage): Promise<Scan> {
-    const manifest = await this.#store.manifest(image.digest);
-    if (manifest.sbom === undefined) {
-      throw new CtError(
-        'IMAGE_NOT_FOUND',
-        `no SBOM was made of the image ${image.name}, so nobody knows what is in it`,
-        {
-          hint: `\`ct image build --force ${image.name}\` makes one with the image`,
-        },
-      );
-    }
-    const text = (await this.#store.readBlob(manifest.sbom.cyclonedx)).toString('utf8');
+    const text = await readSbom(this.#store, image);
     // Read each time: while it watches, both may change.
     const { stale, exceptions } = this.#config();
     const options = {
