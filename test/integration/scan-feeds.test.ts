@@ -1,6 +1,6 @@
 /** Feeds of vulnerabilities, good and hostile: what comes into the database, and that it stays as it was otherwise. */
 import assert from 'node:assert/strict';
-import { execFileSync, spawn } from 'node:child_process';
+import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import {
   createWriteStream,
@@ -15,6 +15,7 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { createServer, type RequestListener } from 'node:http';
+import { createServer as createTlsServer } from 'node:https';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -297,6 +298,37 @@ test('a feed that is wrong is refused with VULN_DB_INVALID, and the database sta
   assert.deepEqual(found(ctHome), ['CVE-2026-1', 'CVE-2026-2']);
 });
 
+test('a feed of which any byte is another is read or refused, and nothing else', async (t) => {
+  const ctHome = home(t);
+  const files = RECORDS.map((record) => ({ name: `${record['id']}.json`, data: JSON.stringify(record) }));
+  const feeds = [
+    zipOf(files),
+    zipOf(files, { zip64: true }),
+    zipOf(files, { stored: true }),
+    Buffer.from(JSON.stringify(RECORDS)),
+    Buffer.from(JSON.stringify(TRACKER)),
+    gzipSync(lines(...RECORDS)),
+  ];
+  let [read, refused, random] = [0, 0, 1];
+  const next = (below: number): number => {
+    random = (random * 48_271) % 2_147_483_647;
+    return random % below;
+  };
+  for (let round = 0; round < 400; round++) {
+    const bytes = Buffer.from(feeds[round % feeds.length] ?? '');
+    for (let change = 0; change <= next(3); change++) bytes[next(bytes.length)] = next(256);
+    const cut = next(10) === 0 ? bytes.subarray(0, next(bytes.length)) : bytes;
+    const outcome = await update(ctHome, [feedFile(ctHome, 'changed', cut)]).catch(
+      (error: { code?: unknown }) => {
+        assert.equal(error.code, 'VULN_DB_INVALID', String(error));
+      },
+    );
+    if (outcome) read += 1;
+    else refused += 1;
+  }
+  assert.ok(read > 20 && refused > 100, `${read} read, ${refused} refused`);
+});
+
 test('aliases in circles and ten thousand records of one name are one finding', async (t) => {
   const ctHome = home(t);
   const circle = Array.from({ length: 10_000 }, (_, at) =>
@@ -386,6 +418,58 @@ test('a feed is fetched from a server, as of when that says', async (t) => {
   const { feeds } = await update(ctHome, [`${url}/moved`]);
   assert.equal(feeds[0]?.location, `${url}/moved`);
   assert.equal(feeds[0]?.asOf, '2026-11-20T08:00:00.000Z');
+  assert.deepEqual(found(ctHome), ['CVE-2026-1', 'CVE-2026-2']);
+});
+
+test('a server whose certificate nobody vouches for is refused, whatever the environment says', async (t) => {
+  const ctHome = home(t);
+  const [key, cert] = [join(ctHome, 'key.pem'), join(ctHome, 'cert.pem')];
+  const subject = ['-subj', '/CN=localhost', '-addext', 'subjectAltName=IP:127.0.0.1', '-days', '2'];
+  const made = spawnSync('openssl', [
+    'req',
+    '-x509',
+    '-newkey',
+    'rsa:2048',
+    '-nodes',
+    '-keyout',
+    key,
+    '-out',
+    cert,
+    ...subject,
+  ]);
+  if (made.status !== 0) {
+    t.skip('openssl is not installed');
+    return;
+  }
+  const server = createTlsServer({ key: readFileSync(key), cert: readFileSync(cert) }, (_, response) => {
+    response.end(lines(...RECORDS));
+  }).listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  t.after(() => server.close());
+  const url = `https://127.0.0.1:${(server.address() as AddressInfo).port}/osv.jsonl`;
+  const ct = async (
+    env: NodeJS.ProcessEnv,
+  ): Promise<{ readonly status: number; readonly stderr: string }> => {
+    const child = spawn(process.execPath, ['src/cli/main.ts', 'vuln', 'db', 'update', '--from', url], {
+      cwd: installRoot,
+      env: { PATH: process.env['PATH'], CT_HOME: ctHome, CT_POLICY_DIR: ctHome, ...env },
+      stdio: ['ignore', 'ignore', 'pipe'],
+    });
+    t.after(() => child.kill('SIGKILL'));
+    let stderr = '';
+    child.stderr.on('data', (chunk: Buffer) => {
+      stderr += chunk.toString();
+    });
+    const [status] = (await once(child, 'close')) as [number];
+    return { status, stderr };
+  };
+  for (const env of [{}, { NODE_TLS_REJECT_UNAUTHORIZED: '0' }]) {
+    const { status, stderr } = await ct(env);
+    assert.equal(status, 125, stderr);
+    assert.match(stderr, /error\[VULN_DB_INVALID\]: .* could not be fetched: .*self-signed/);
+  }
+  const vouched = await ct({ NODE_EXTRA_CA_CERTS: cert });
+  assert.equal(vouched.status, 0, vouched.stderr);
   assert.deepEqual(found(ctHome), ['CVE-2026-1', 'CVE-2026-2']);
 });
 
