@@ -227,7 +227,8 @@ test('an archive that two readers could read differently is refused', async () =
     layer(Buffer.concat([tar([FINE]), tar([{ name: 'hidden' }])])),
     /follows the end/,
   );
-  await refused('no end', layer(tar([FINE], Buffer.alloc(0))), /cut off/);
+  await layer(tar([FINE], Buffer.alloc(0))); // umoci leaves the end out
+  await refused('a cut header', layer(tar([FINE, FINE]).subarray(0, 1300)));
   await refused('a cut file', layer(tar([{ name: 'a', data: Buffer.alloc(5000) }]).subarray(0, 3000)));
   await refused('a wrong checksum', layer(Buffer.concat([tar([FINE])]).fill('z', 0, 1)), /damaged/);
   for (const [what, field] of [

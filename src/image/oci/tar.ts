@@ -4,7 +4,8 @@
  *     header   512 bytes: name 0+100, mode 100+8, uid 108+8, gid 116+8, size 124+12, mtime 136+12, checksum 148+8,
  *              type 156, link 157+100, magic 257+6, version 263+2, …, prefix 345+155
  *     data     `size` bytes, filled up to 512
- *     …        ends with at least one block of zeros; nothing but zeros may follow
+ *     …        ends with blocks of zeros, behind which nothing but zeros may follow; some tools leave them out, with the
+ *              filling before them, and what a digest says is complete is complete without
  *
  * Strict, because every leniency is an archive that two readers read differently: numbers have one form, a record
  * of a pax header is there once, and nothing but what is listed here is accepted. Names are byte strings.
@@ -63,8 +64,7 @@ export async function readTar(
   let extension: Extension = {};
   for (;;) {
     const header = await source.take(BLOCK_BYTES);
-    if (header === undefined) throw refused('the archive has no end mark: it is cut off');
-    if (isZero(header)) break;
+    if (header === undefined || isZero(header)) break;
     checkSum(header);
     const type = String.fromCharCode(header[156] ?? 0);
     if (type === 'x' || type === 'g' || type === 'L' || type === 'K') {
@@ -85,8 +85,7 @@ export async function readTar(
     };
     await onEntry(entry, read);
     if (!isRead) await source.forward(entry.sizeBytes, async () => {});
-    const padding = await source.take(padded(entry.sizeBytes) - entry.sizeBytes);
-    if (padding === undefined && entry.sizeBytes % BLOCK_BYTES !== 0) throw refused('the archive is cut off');
+    await source.take(padded(entry.sizeBytes) - entry.sizeBytes);
   }
   if (extension.pax !== undefined || extension.longName !== undefined || extension.longLink !== undefined) {
     throw refused('the archive ends with an extended header that belongs to no file');
