@@ -15,7 +15,7 @@
  *                          then keeps that user id but has none of its powers; instead of --user
  *       --device PATH      let the jail see this device, too; may be repeated
  *       --see PATH         let the jail see this file or directory, read-only; may be repeated
- *       --write DIRECTORY  let the jail see this directory as /out, and write there
+ *       --write DIRECTORY  let the jail see this directory as /out, and write there; a second one is /out2
  *   ct-launcher seal FD
  *       forbid any further write to, or resize of, the memfd FD (F_ADD_SEALS, fcntl(2))
  *   ct-launcher send-fd SOCKET FD TEXT
@@ -255,7 +255,7 @@ static void show(int path_fd, const char *path)
 	bind_handle(path_fd, inside, MS_RDONLY | MS_NODEV);
 }
 
-enum { LIST_ITEMS = 6 };
+enum { LIST_ITEMS = 6, MAX_WRITABLE = 2 };
 
 struct list {
 	const char *items[LIST_ITEMS];
@@ -269,11 +269,13 @@ static void append(struct list *list, const char *item)
 	list->items[list->count++] = item;
 }
 
-static void jail(const struct list *devices, const struct list *seen, const char *writable, int in_user_namespace)
+static void jail(const struct list *devices, const struct list *seen, const struct list *writable,
+		 int in_user_namespace)
 {
 	static const char *const libraries[] = { "/lib", "/lib64", "/bin", "/sbin" };
+	static const char *const outs[MAX_WRITABLE] = { JAIL_ROOT "/out", JAIL_ROOT "/out2" };
 	char self[64];
-	int seen_fds[LIST_ITEMS], writable_fd = -1;
+	int seen_fds[LIST_ITEMS], writable_fds[MAX_WRITABLE];
 	mode_t mask = umask(0); /* a daemon's own would close the jail's directories to the user that PROGRAM becomes */
 
 	if (in_user_namespace)
@@ -284,8 +286,8 @@ static void jail(const struct list *devices, const struct list *seen, const char
 		fail("jail");
 	for (int i = 0; i < seen->count; i++)
 		seen_fds[i] = open_path(seen->items[i]);
-	if (writable)
-		writable_fd = open_path(writable);
+	for (int i = 0; i < writable->count; i++)
+		writable_fds[i] = open_path(writable->items[i]);
 	if (mount("jail", JAIL_ROOT, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=64k,nr_inodes=64"))
 		fail("jail");
 	if (mkdir(JAIL_ROOT "/usr", 0755) || mkdir(JAIL_ROOT "/dev", 0755) || mkdir(JAIL_ROOT "/self", 0755) ||
@@ -302,10 +304,10 @@ static void jail(const struct list *devices, const struct list *seen, const char
 		add_device(devices->items[i], in_user_namespace);
 	for (int i = 0; i < seen->count; i++)
 		show(seen_fds[i], seen->items[i]);
-	if (writable) {
-		if (mkdir(JAIL_ROOT "/out", 0755))
+	for (int i = 0; i < writable->count; i++) {
+		if (mkdir(outs[i], 0755))
 			fail("jail");
-		bind_handle(writable_fd, JAIL_ROOT "/out", MS_NODEV | MS_NOEXEC);
+		bind_handle(writable_fds[i], outs[i], MS_NODEV | MS_NOEXEC);
 	}
 	/*
 	 * What /proc knows of this very process, which PROGRAM will be, without the rest. Not just its fd directory: the
@@ -334,8 +336,8 @@ static void become(const char *argument)
 
 static int run(int argc, char **argv)
 {
-	struct list devices = { .count = 0 }, seen = { .count = 0 };
-	const char *user = NULL, *writable = NULL;
+	struct list devices = { .count = 0 }, seen = { .count = 0 }, writable = { .count = 0 };
+	const char *user = NULL;
 	int jailed = 0, in_user_namespace = geteuid() != 0;
 	int at = 0, keep = -1, die_with_parent = 0, hardened = 0;
 	pid_t parent = getppid();
@@ -362,7 +364,9 @@ static int run(int argc, char **argv)
 		} else if (!strcmp(option, "--device")) {
 			append(&devices, argv[++at]);
 		} else if (!strcmp(option, "--write")) {
-			writable = argv[++at];
+			if (writable.count == MAX_WRITABLE)
+				usage("--write is repeated too often");
+			append(&writable, argv[++at]);
 		} else if (!strcmp(option, "--lock")) {
 			hold_lock(argv[++at]);
 		} else if (!strcmp(option, "--memfd")) {
@@ -378,7 +382,7 @@ static int run(int argc, char **argv)
 	if (keep >= 0 && close_range((unsigned int)keep + 1, ~0U, 0))
 		fail("close_range");
 	if (jailed)
-		jail(&devices, &seen, writable, in_user_namespace);
+		jail(&devices, &seen, &writable, in_user_namespace);
 	if (user)
 		become(user);
 	if (hardened)

@@ -4,7 +4,7 @@
  */
 import type { Readable } from 'node:stream';
 import { type CtError, toCtError } from '../core/errors.ts';
-import { FrameParser } from './frame-parser.ts';
+import { FrameParser, type ParsedFrame } from './frame-parser.ts';
 import { type AuditLimits, AuditWriter } from './segment-writer.ts';
 import type { AuditSummary } from './summary.ts';
 import { AuditViolation } from './violation.ts';
@@ -36,8 +36,8 @@ export interface AuditRecorderOptions {
   readonly silenceMs?: number;
   /** Milliseconds since 1970. */
   readonly now?: () => number;
-  /** Milliseconds that only grow. */
-  readonly monotonic?: () => number;
+  /** Sees every frame once it is on its way to the disk. The frame holds during the call only. */
+  readonly onFrame?: (frame: ParsedFrame) => void;
 }
 
 export class AuditRecorder {
@@ -45,13 +45,16 @@ export class AuditRecorder {
   readonly #writer: AuditWriter;
   readonly #parser: FrameParser;
   readonly #now: () => number;
-  readonly #monotonic: () => number;
   readonly #silenceMs: number;
   readonly #lost = Promise.withResolvers<CtError>();
   #failure: CtError | undefined;
   readonly #reading: Promise<void>;
   readonly #timer: NodeJS.Timeout;
-  #heardAt: number;
+  /**
+   * Checks since the last frame: a host that stood still, or a process that had no time, counts once, whatever the clock says.
+   */
+  #silentChecks = 0;
+  readonly #started = Promise.withResolvers<void>();
   /** The guest cannot be heard because it is us who do not listen. */
   #isBusy = false;
   #isFinishing = false;
@@ -60,14 +63,14 @@ export class AuditRecorder {
   constructor(options: AuditRecorderOptions) {
     this.#channel = options.channel;
     this.#now = options.now ?? Date.now;
-    this.#monotonic = options.monotonic ?? performance.now.bind(performance);
     this.#silenceMs = options.silenceMs ?? SILENCE_MS;
     this.#writer = new AuditWriter(options.directory, options.run, options.limits);
     this.#parser = new FrameParser(options.cpus, (frame) => {
       this.#writer.append(frame, this.#now());
-      this.#heardAt = this.#monotonic();
+      this.#silentChecks = 0;
+      this.#started.resolve();
+      options.onFrame?.(frame);
     });
-    this.#heardAt = this.#monotonic();
     this.#timer = setInterval(() => this.#checkSilence(), SILENCE_CHECK_MS);
     void this.#writer.failed.then((error) => this.#fail(toCtError(error)));
     this.#reading = this.#read(options.pending);
@@ -79,6 +82,11 @@ export class AuditRecorder {
    */
   get lost(): Promise<CtError> {
     return this.#lost.promise;
+  }
+
+  /** Resolves when the first frame has come: the guest records. */
+  get started(): Promise<void> {
+    return this.#started.promise;
   }
 
   /**
@@ -139,7 +147,7 @@ export class AuditRecorder {
       this.#isBusy = true;
       await this.#writer.ready();
       this.#isBusy = false;
-      this.#heardAt = this.#monotonic();
+      this.#silentChecks = 0;
     }
   }
 
@@ -157,10 +165,12 @@ export class AuditRecorder {
   }
 
   #isSilent(): boolean {
-    return !this.#isBusy && !this.#isFinishing && this.#monotonic() - this.#heardAt > this.#silenceMs;
+    const silentMs = this.#silentChecks * SILENCE_CHECK_MS;
+    return !this.#isBusy && !this.#isFinishing && silentMs > this.#silenceMs;
   }
 
   #checkSilence(): void {
+    this.#silentChecks += 1;
     if (!this.#isSilent()) return;
     // If it was this process that had no time, something is waiting to be read, and is read before this is asked again.
     setImmediate(() => {

@@ -21,6 +21,12 @@ import { AuditViolation } from './violation.ts';
 
 const READ_BYTES = 1024 * 1024;
 
+export interface WalkedSegment {
+  readonly isEnded: boolean;
+  readonly end: number;
+  readonly entries: readonly IndexEntry[];
+}
+
 /** What has been walked through, over all segments. */
 export class RecordWalk {
   readonly parser: FrameParser;
@@ -38,17 +44,17 @@ export class RecordWalk {
 
   /**
    * Walks through the next segment. Returns whether it was ended: if not, its writer was killed, and `end` is where that
-   * left it. Throws {@link AuditDamage} at the first thing that is not as it has to be.
+   * left it. `entries`: of the index that belongs to its blocks. Throws {@link AuditDamage} at the first thing that is not as it has to be.
    */
-  async segment(reader: SegmentReader, number: number): Promise<{ isEnded: boolean; end: number }> {
+  async segment(reader: SegmentReader, number: number): Promise<WalkedSegment> {
     await this.#header(reader, number);
     const entries: IndexEntry[] = [];
     for (let at = SEGMENT_HEADER_BYTES; ; ) {
       const block = await reader.block(at);
-      if (block === undefined) return { isEnded: false, end: at };
+      if (block === undefined) return { isEnded: false, end: at, entries };
       if (block === 'index') {
         await this.#tail(reader, at, entries);
-        return { isEnded: true, end: at };
+        return { isEnded: true, end: at, entries };
       }
       entries.push(await this.#block(reader, block));
       at = block.end;

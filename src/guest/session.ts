@@ -6,6 +6,7 @@ import { randomBytes } from 'node:crypto';
 import { type ClientHttp2Session, type ClientHttp2Stream, connect, constants } from 'node:http2';
 import type { Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
+import type { AuditPosition } from '../audit/recorder.ts';
 import { printable } from '../core/bounded-tail.ts';
 import { withDeadline } from '../core/deadline.ts';
 import { drained } from '../core/drained.ts';
@@ -165,6 +166,23 @@ export class GuestSession {
       () => new CtError('GUEST_UNRESPONSIVE', `the guest gave no figures within ${STATS_TIMEOUT_MS} ms`),
     );
     return parseKeyValues(text);
+  }
+
+  /**
+   * Which numbers the next records of the audit get; undefined if the guest agent does not say: it records nothing, or it is
+   * gone. The figures are the guest's own claims.
+   */
+  async auditPosition(timeoutMs: number): Promise<AuditPosition | undefined> {
+    try {
+      const text = await withDeadline(
+        this.#call('GET', GuestPath.audit),
+        timeoutMs,
+        () => new CtError('GUEST_UNRESPONSIVE', `the guest gave no figures within ${timeoutMs} ms`),
+      );
+      return parseAuditPosition(text);
+    } catch {
+      return undefined;
+    }
   }
 
   /** Runs one process to its end. Throws GUEST_PROTOCOL, GUEST_REFUSED, or what `lost` rejects with. */
@@ -420,4 +438,12 @@ function parseKeyValues(text: string): Readonly<Record<string, number>> {
     if (match?.[1] && match[2]) values[match[1]] = Number(match[2]);
   }
   return values;
+}
+
+/** A line for the records of processes, and one for each processor; undefined if it is anything else. */
+function parseAuditPosition(text: string): AuditPosition | undefined {
+  const match = /^processes=(\d{1,15})\n((?:cpu=\d{1,15}\n)+)$/.exec(text);
+  if (!match) return undefined;
+  const cpus = [...(match[2] as string).matchAll(/\d+/g)].map(([digits]) => Number(digits));
+  return { processes: Number(match[1]), cpus };
 }

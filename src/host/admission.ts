@@ -5,6 +5,7 @@ import { secretNames } from '../job/planned-job.ts';
 import type { AdmissionDecision, Decided } from '../policy/decision.ts';
 import { type Destination, indexDestinations, parseDestination } from '../policy/destination.ts';
 import { type AdmissionInput, type DestinationIndex, INPUT_VERSION, type RunFacts } from '../policy/input.ts';
+import type { AuditMode } from '../protocol/audit.ts';
 import type { GuestNetworkSettings, NetworkMode } from '../protocol/network.ts';
 import type { JobRequest } from '../protocol/run.ts';
 import type { CurrentPolicy, HostPolicy } from './policy.ts';
@@ -30,6 +31,7 @@ export interface Consideration {
 
 /** What a job that was let in gets. */
 export interface Grant {
+  readonly audit: AuditMode;
   readonly mode: NetworkMode;
   readonly allow: DestinationIndex;
   /** For clients in the guest; absent without a network. */
@@ -76,10 +78,12 @@ export async function grantOf(
   const { decision, meta } = decided;
   if (!decision.allow) throw denial(decision, meta.error);
   const { mode, allow } = decision.network;
+  const { audit = 'required' } = decision; // it is there if the job is allowed
   const notices = presets.flatMap((preset) => preset.notices);
-  if (allow.length === 0) return { mode, allow: indexDestinations([]), notices };
+  if (allow.length === 0) return { audit, mode, allow: indexDestinations([]), notices };
   const guest = await resolver.guestSettings(presets);
   return {
+    audit,
     mode,
     allow: indexDestinations(allow),
     settings: guest.settings,

@@ -1,9 +1,11 @@
 /** The daemon's API on its unix socket, as both ends know it. */
 import type { ErrorReport } from '../core/errors.ts';
 import type { AdmissionDecision } from '../policy/decision.ts';
+import type { AuditMode } from '../protocol/audit.ts';
 import type { NetworkMode } from '../protocol/network.ts';
 import type { Accelerator, JobOutcome, ResolvedPreset, StepOutcome, VmSource } from '../protocol/run.ts';
 import type { ControllerStatus } from '../vmm/cgroup.ts';
+import type { AuditLossReason } from './audit-messages.ts';
 import type { LinkIdentity } from './link-jail.ts';
 import type { RunState } from './run-state.ts';
 
@@ -82,6 +84,27 @@ export interface RunShell {
   readonly uid: number;
 }
 
+/** The audit record of a run (docs/audit.md). */
+export interface RunAuditInfo {
+  readonly mode: AuditMode;
+  /**
+   * `complete` and `incomplete` are sealed; `unsealed`: nothing vouches for what is there; `absent`: the VM made none; `off`:
+   * policy wants none.
+   */
+  readonly state: 'off' | 'recording' | 'complete' | 'incomplete' | 'unsealed' | 'absent';
+  /** Revision of the policy that let the run in; for its seal. */
+  readonly policy: string;
+  /** Of the chain, in hex. */
+  readonly head?: string;
+  /** System calls and what processes did. */
+  readonly records?: number;
+  /** On disk. */
+  readonly bytes?: number;
+  /** Why it is not whole. */
+  readonly reason?: AuditLossReason;
+  readonly message?: string;
+}
+
 /** Something of a VM that was there and is gone. */
 export interface Removed {
   readonly what: 'vmm' | 'volume' | 'link';
@@ -107,6 +130,8 @@ export interface RunDetail extends RunInfo {
   readonly steps: readonly RunStep[];
   /** In the order in which they were opened; absent if there were none. */
   readonly shells?: readonly RunShell[];
+  /** Absent until there was a VM. */
+  readonly audit?: RunAuditInfo;
   /** How long it was in each state that it has left. */
   readonly statesMs: Readonly<Partial<Record<RunState, number>>>;
   /** Absent if it never had a VM, and if the daemon was killed: then the VM died with it, unobserved. */

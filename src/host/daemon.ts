@@ -16,6 +16,7 @@ import { ImageStore } from '../image/store.ts';
 import { CgroupTree } from '../vmm/cgroup.ts';
 import { Capacity, hostCapacity, VM_OVERHEAD_MIB } from './capacity.ts';
 import { Dialer } from './dialer.ts';
+import { Link } from './link.ts';
 import { Machines } from './machines.ts';
 import { PolicyKeeper } from './policy.ts';
 import { Runs } from './runs.ts';
@@ -59,6 +60,7 @@ async function main(): Promise<void> {
   // Under the lock, too: whatever had not ended was interrupted.
   const runs = new Runs({
     ctHome,
+    newLink: () => new Link({ scratchDirectory: linksDirectory, cgroups }),
     onSetAside: (why) => process.stderr.write(`ct host: the record of runs begins anew: ${why}\n`),
     onWriteError: (error) => process.stderr.write(`ct host: a run is not recorded: ${messageOf(error)}\n`),
   });
@@ -110,6 +112,7 @@ async function main(): Promise<void> {
     rmSync(socketPath, { force: true });
     server.http.close();
     await server.drained();
+    await sealing;
     runs.close();
     await alerts.close();
     await machines.close();
@@ -122,6 +125,7 @@ async function main(): Promise<void> {
 
   rmSync(socketPath, { force: true });
   process.umask(0o177);
+  const sealing = runs.sealInterrupted();
   server.http.listen(socketPath, () => {
     process.umask(0o077);
     whenIdle(false);

@@ -28,6 +28,7 @@ import { egressAlert } from './egress-alerts.ts';
 import { EgressGate, type EgressPeer } from './egress-gate.ts';
 import type { Claim, Machines } from './machines.ts';
 import type { CurrentPolicy } from './policy.ts';
+import { RunAudit } from './run-audit.ts';
 import type { LiveRun, Runs } from './runs.ts';
 
 const REQUEST_TIMEOUT_MS = 30_000;
@@ -168,15 +169,45 @@ async function runAdmitted(
   };
   run.claimed({ ...vm, pid: claim.machine.vmPid }, claim.machine.imageName);
   const claimed: RunEvent = { type: 'claimed', ...vm };
+  let audit: RunAudit | undefined;
+  try {
+    audit = await beginAudit(admitted, vm, options);
+  } catch (error) {
+    await claim.machine.destroy();
+    throw error;
+  }
   const { socket, pending } = connection.release();
   await claim.machine.runJob({
     run,
+    audit,
     request,
     claimed,
     socket,
     pending,
     settings: grant.settings,
     openGate: (peer) => openGate(admitted, peer, options),
+  });
+}
+
+/** Undefined if the run is not to be on record. */
+async function beginAudit(
+  { run, request, facts, policy, grant }: Admitted,
+  { vmm, accelerator }: { readonly vmm: string; readonly accelerator: string },
+  { runs, alerts }: JobsOptions,
+): Promise<RunAudit | undefined> {
+  const { revision } = policy.engine;
+  if (grant.audit === 'off') {
+    run.audit({ mode: 'off', state: 'off', policy: revision });
+    return undefined;
+  }
+  return RunAudit.begin({
+    records: runs.audit,
+    mode: grant.audit,
+    run: facts,
+    cpus: request.cpus,
+    facts: { image: request.image, policy: revision, vmm, accelerator },
+    alerts,
+    note: (info) => run.audit(info),
   });
 }
 

@@ -8,6 +8,7 @@ import type { ImageManifest } from '../image/manifest.ts';
 import { MAX_STEPS } from '../protocol/limits.ts';
 import type { GuestNetworkSettings } from '../protocol/network.ts';
 import type { JobOutcome, JobRequest, JobResult, RunEvent, StepOutcome } from '../protocol/run.ts';
+import { type AuditLoss, type AuditReport, parseAuditLoss, parseAuditReport } from './audit-messages.ts';
 import { type EgressAnswer, type EgressQuestion, parseEgressQuestion } from './egress-messages.ts';
 import { LINK_STATES, type LinkState } from './run-state.ts';
 
@@ -21,6 +22,13 @@ export type LinkCall =
   | { readonly type: 'probe'; readonly user: ImageManifest['user'] }
   /** Runs what every job runs, for nothing. Answer: `probed`. */
   | { readonly type: 'warm-up'; readonly user: ImageManifest['user'] }
+  /** Makes a record of what an earlier process has left of it in the directory. Answer: `audit-recovered`. */
+  | {
+      readonly type: 'recover-audit';
+      readonly run: string;
+      readonly directory: string;
+      readonly cpus: number;
+    }
   /** With the connection of a client. Answer: `job-done`. */
   | {
       readonly type: 'job';
@@ -30,8 +38,10 @@ export type LinkCall =
       readonly claimed: RunEvent;
       /** Bytes the daemon read from the client's connection and did not use, base64. */
       readonly pending: string;
-      /** The only place where the process may create files: the log of the run (src/job/run-log.ts). */
+      /** Where the process may create files: the log of the run (src/job/run-log.ts). */
       readonly logDirectory: string;
+      /** Absent: the run is not on record. `required`: nothing of the job may run before the record works. */
+      readonly audit?: { readonly directory: string; readonly cpus: number; readonly required: boolean };
       /** What clients in the guest need to find registries and mirrors; absent if the job has no network. */
       readonly settings?: GuestNetworkSettings;
     };
@@ -42,6 +52,8 @@ export type LinkCommand =
   | { readonly type: 'heartbeat' }
   /** With the egress channel of the VM; right behind `open`. */
   | { readonly type: 'egress-channel' }
+  /** With the audit channel of the VM; likewise. */
+  | { readonly type: 'audit-channel' }
   /** With a socket if it says `connected`. */
   | { readonly type: 'egress-answer'; readonly id: number; readonly answer: EgressAnswer }
   /** For the client and the log of the job that is under way. */
@@ -55,6 +67,8 @@ export type LinkCommand =
 
 /** Said unasked while a `job` is under way. */
 export type LinkProgress =
+  /** The audit record cannot be whole any more; once. */
+  | { readonly type: 'audit-lost'; readonly loss: AuditLoss }
   | { readonly type: 'state'; readonly state: LinkState }
   | {
       readonly type: 'step';
@@ -72,7 +86,9 @@ export type LinkReply =
   | LinkProgress
   /** Only while a `job` is under way. Answer: `egress-answer`. */
   | EgressQuestion
-  | { readonly type: 'job-done'; readonly result: JobResult }
+  | { readonly type: 'audit-recovered'; readonly report: AuditReport }
+  /** `audit`: absent if the run was not to be on record. */
+  | { readonly type: 'job-done'; readonly result: JobResult; readonly audit?: AuditReport }
   | { readonly type: 'failed'; readonly error: ErrorReport };
 
 const MAX_TEXT_CHARACTERS = 32_768;
@@ -114,15 +130,35 @@ export function parseLinkReply(message: unknown): LinkReply {
       const question = parseEgressQuestion(message);
       if (question) return question;
     }
+    if (type === 'audit-lost') {
+      const loss = parseAuditLoss(message['loss']);
+      if (loss) return { type, loss };
+    }
+    if (type === 'audit-recovered') {
+      const report = parseAuditReport(message['report']);
+      if (report) return { type, report };
+    }
     if (type === 'step') {
       const progress = parseStepProgress(message);
       if (progress) return progress;
     }
     if (type === 'job-done' && isObject(message['result'])) {
       const { outcome, exitCode, error } = message['result'];
-      if (typeof outcome === 'string' && OUTCOMES.includes(outcome) && Number.isInteger(exitCode)) {
-        const result = { outcome: outcome as JobOutcome, exitCode: exitCode as number };
-        return { type, result: error === undefined ? result : { ...result, error: parseError(error) } };
+      const { audit } = message;
+      const report = audit === undefined ? undefined : parseAuditReport(audit);
+      const isAudit = audit === undefined || report !== undefined;
+      if (
+        isAudit &&
+        typeof outcome === 'string' &&
+        OUTCOMES.includes(outcome) &&
+        Number.isInteger(exitCode)
+      ) {
+        const result = {
+          outcome: outcome as JobOutcome,
+          exitCode: exitCode as number,
+          ...(error === undefined ? {} : { error: parseError(error) }),
+        };
+        return { type, result, ...(report ? { audit: report } : {}) };
       }
     }
   }

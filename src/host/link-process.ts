@@ -1,6 +1,6 @@
 /**
  * Entry of the link process: one per VM, the only process that reads what a guest sends. It knows nothing but its own
- * run, opens no files but the log of it, and starts no programs; when it falls, only that run falls.
+ * run, opens no files but the log and the audit record of it, and starts no programs; when it falls, only that run falls.
  */
 import type { Socket } from 'node:net';
 import { Readable } from 'node:stream';
@@ -14,6 +14,7 @@ import { Shells } from '../job/shells.ts';
 import { emptyTree } from '../job/tree-format.ts';
 import { PROBE_PATH } from '../protocol/guest-link.ts';
 import type { JobResult } from '../protocol/run.ts';
+import { LinkAudit, recoverAudit } from './link-audit.ts';
 import { LinkEgressControl } from './link-egress.ts';
 import { LinkJournal } from './link-journal.ts';
 import type { LinkCommand, LinkReply } from './link-messages.ts';
@@ -22,12 +23,16 @@ import type { LinkCommand, LinkReply } from './link-messages.ts';
 const EGRESS_TIMEOUT_MS = 60_000;
 
 const VM_END_MS = 200;
+/** For what the guest has recorded and not sent when its job ends; a job that was cancelled has to be gone before long. */
+const AUDIT_PATIENCE_MS = 20_000;
+const CANCELLED_PATIENCE_MS = 2000;
 
 let session: GuestSession | undefined;
 /** The client of the job that is under way. */
 let running: ClientChannel | undefined;
 let shells: Shells | undefined;
 let isEnding = false;
+const audit = new LinkAudit((loss) => reply({ type: 'audit-lost', loss }));
 const egress: {
   readonly control: LinkEgressControl;
   /** Until its proxy is started. */
@@ -56,6 +61,14 @@ async function handle(command: LinkCommand, socket: Socket | undefined): Promise
     case 'egress-channel':
       egress.channel = required(socket).on('error', () => {});
       return;
+    case 'audit-channel':
+      audit.give(required(socket));
+      return;
+    case 'recover-audit': {
+      const { directory, run, cpus } = command;
+      reply({ type: 'audit-recovered', report: await recoverAudit(directory, run, cpus) });
+      return;
+    }
     case 'egress-answer':
       egress.control.answered(command.id, command.answer, socket);
       return;
@@ -75,6 +88,7 @@ async function handle(command: LinkCommand, socket: Socket | undefined): Promise
       const journal = new LinkJournal(command.logDirectory, command.request, reply);
       const client = new ClientChannel(required(socket), Buffer.from(command.pending, 'base64'), journal);
       running = client;
+      if (command.audit) audit.begin({ run: command.run, ...command.audit });
       const current = required(session);
       current.watch();
       // Nobody waits until the client of the job has read that a shell was opened.
@@ -91,6 +105,7 @@ async function handle(command: LinkCommand, socket: Socket | undefined): Promise
         client,
         shells,
         settings: command.settings,
+        ...(command.audit?.required ? { beforeAll: () => audit.working() } : {}),
         onStep: ({ network }) => egress.control.beginStep(network !== 'none'),
         onRunning: startEgress,
       });
@@ -104,13 +119,14 @@ async function handle(command: LinkCommand, socket: Socket | undefined): Promise
         ),
       );
       egress.control.close();
+      const report = await audit.end(current, isEnding ? CANCELLED_PATIENCE_MS : AUDIT_PATIENCE_MS);
       current.close();
       if (journal.failure !== undefined) {
         const message = `the log of this run is not complete: ${journal.failure}`;
         void client.event({ type: 'notice', level: 'warning', message }); // not a reason to wait for who does not read
       }
       finished = { client, result };
-      reply({ type: 'job-done', result });
+      reply({ type: 'job-done', result, ...(report ? { audit: report } : {}) });
       return;
     }
     case 'shell':

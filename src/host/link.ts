@@ -8,7 +8,7 @@ import { entryPoint, launcherPath } from '../core/install.ts';
 import { MAX_STEPS } from '../protocol/limits.ts';
 import type { EgressAnswer, EgressQuestion } from './egress-messages.ts';
 import { GuardedChannel } from './guarded-channel.ts';
-import { LinkJail, type LinkJailOptions } from './link-jail.ts';
+import { type AuditPlace, LinkJail, type LinkJailOptions } from './link-jail.ts';
 import {
   type LinkCall,
   type LinkCommand,
@@ -27,6 +27,8 @@ const MAX_MISSED_HEARTBEATS = 10;
 const OVERTIME_MS = 30_000;
 /** A probe is a tiny program; an emulated, overloaded guest needs seconds. */
 const PROBE_TIMEOUT_MS = 60_000;
+/** Two GiB are read twice. */
+const RECOVER_TIMEOUT_MS = 300_000;
 const MAX_TIMER_MS = 2 ** 31 - 1;
 /** Of a link process's stderr the end is kept; one that says more than this is not ours any more. */
 const MAX_STDERR_BYTES = 1024 * 1024;
@@ -44,8 +46,8 @@ interface Waiting {
   readonly reject: (error: CtError) => void;
 }
 
-/** Begin and end of every step, and the states. */
-const MAX_PROGRESS = 2 * MAX_STEPS + LINK_STATES.length;
+/** Begin and end of every step, the states, and that the audit record is lost. */
+const MAX_PROGRESS = 2 * MAX_STEPS + LINK_STATES.length + 1;
 
 /** What each command is answered with, unless it fails. */
 const ANSWERS = {
@@ -53,6 +55,7 @@ const ANSWERS = {
   open: 'opened',
   probe: 'probed',
   'warm-up': 'probed',
+  'recover-audit': 'audit-recovered',
   job: 'job-done',
 } as const satisfies Record<LinkCall['type'], LinkReply['type']>;
 
@@ -156,6 +159,16 @@ export class Link {
     return this.#jail.giveLogs(directory);
   }
 
+  /** The same for its audit record. */
+  giveAudit(directory: string): string {
+    return this.#jail.giveAudit(directory);
+  }
+
+  /** What {@link giveAudit} will move, for what is to lie there before. */
+  get auditPlace(): AuditPlace {
+    return this.#jail.auditPlace;
+  }
+
   /** Who is told how the job goes; nobody at first. */
   set onProgress(handler: (progress: LinkProgress) => void) {
     this.#onProgress = handler;
@@ -229,7 +242,7 @@ export class Link {
   async #checkLogs(): Promise<void> {
     if (!(await this.#jail.isOverfull())) return;
     const message =
-      'the link process of the VM wrote more than a log where its log belongs; all of it was removed';
+      'the link process of the VM wrote more than a log or a record where these belong; all of it was removed';
     this.#condemn(new CtError('LINK_DIED', message));
   }
 
@@ -245,7 +258,7 @@ export class Link {
       this.#missedHeartbeats = 0;
       return;
     }
-    if (reply.type === 'state' || reply.type === 'step') {
+    if (reply.type === 'state' || reply.type === 'step' || reply.type === 'audit-lost') {
       this.#progress(reply);
       return;
     }
@@ -338,6 +351,8 @@ function timeoutOf(command: LinkCall): number {
     case 'probe':
     case 'warm-up':
       return PROBE_TIMEOUT_MS;
+    case 'recover-audit':
+      return RECOVER_TIMEOUT_MS;
     case 'job':
       return command.request.timeoutMs;
   }

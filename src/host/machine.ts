@@ -9,9 +9,11 @@ import type { GuestNetworkSettings } from '../protocol/network.ts';
 import type { JobRequest, JobResult, RunEvent } from '../protocol/run.ts';
 import type { Vm } from '../vmm/driver.ts';
 import type { Removed } from './api.ts';
+import type { AuditLoss, AuditReport } from './audit-messages.ts';
 import type { EgressGate, EgressPeer } from './egress-gate.ts';
 import type { Link } from './link.ts';
 import type { LinkCall, LinkReply } from './link-messages.ts';
+import type { RunAudit } from './run-audit.ts';
 import type { LiveRun } from './runs.ts';
 
 /** Emulated hosts under load restore in seconds rather than milliseconds; a lost guest takes no longer than this. */
@@ -71,6 +73,7 @@ export class Machine {
       const timeoutMs = OPEN_TIMEOUT_MS + (options.bootTimeoutMs ?? 0);
       const opened = machine.#call({ type: 'open', identity, timeoutMs }, vm.control);
       options.link.tell({ type: 'egress-channel' }, vm.egress);
+      options.link.tell({ type: 'audit-channel' }, vm.audit);
       await opened;
       return machine;
     } catch (error) {
@@ -127,25 +130,30 @@ export class Machine {
     readonly pending: Buffer;
     readonly openGate: (peer: EgressPeer) => EgressGate;
     readonly settings?: GuestNetworkSettings | undefined;
+    /** Absent: the run is not on record. */
+    readonly audit?: RunAudit | undefined;
   }): Promise<JobResult> {
     const { name, user, env } = this.#image;
-    const { run } = options;
+    const { run, audit } = options;
     let result: JobResult;
     /** What the link process made of it. */
     let said: JobResult | undefined;
     let violation: CtError | undefined;
+    let report: AuditReport | undefined;
+    const terminate = (error: CtError): void => {
+      violation ??= error;
+      void this.#destroyVm().catch(() => {}); // awaited below
+      run.abort(error);
+    };
     const gate = options.openGate({
       answer: (id, answer, socket) => this.#link.answer(id, answer, socket),
       tell: (event) => this.#link.tell({ type: 'event', event }),
-      terminate: (error) => {
-        violation = error;
-        void this.#destroyVm().catch(() => {}); // awaited below
-        run.abort(error);
-      },
+      terminate,
     });
     this.#link.onQuestion = (question) => gate.question(question);
     this.#link.onProgress = (progress) => {
       if (progress.type === 'state') run.enter(progress.state);
+      else if (progress.type === 'audit-lost') void this.#recordLost(progress.loss, audit, terminate);
       else {
         gate.step = progress.state === 'running' ? progress.step : undefined;
         run.step(progress.step, progress);
@@ -165,11 +173,19 @@ export class Machine {
           pending: options.pending.toString('base64'),
           logDirectory: this.#link.giveLogs(run.logDirectory),
           ...(options.settings === undefined ? {} : { settings: options.settings }),
+          ...(audit && {
+            audit: {
+              directory: this.#link.giveAudit(audit.directory),
+              cpus: audit.cpus,
+              required: audit.isRequired,
+            },
+          }),
         },
         options.socket,
       );
       if (reply.type !== 'job-done') throw new CtError('LINK_DIED', 'the link process gave the wrong answer');
       said = reply.result;
+      report = reply.audit ?? { kind: 'lost', loss: UNSAID };
       result = said;
       // The guest's channel closes a moment before its process has ended and says why.
       if (result.outcome === 'infrastructure') await this.#vmGone(VM_EXIT_GRACE_MS);
@@ -196,7 +212,9 @@ export class Machine {
     run.shells = undefined;
     gate.close();
     run.enter('destroying');
-    const durationMs = await this.#destroyVm();
+    const [durationMs, audited] = await Promise.all([this.#destroyVm(), audit?.end(report, result)]);
+    if (audited?.loss) this.#link.tell({ type: 'event', event: warning(audited.loss) });
+    result = audited?.result ?? result;
     // On record before anybody hears of it: whoever waits for the run may ask at once what became of it.
     const removed = this.#removed();
     run.end(result, { durationMs, removed });
@@ -206,11 +224,29 @@ export class Machine {
     const timer = setTimeout(() => void this.#link.kill(), FAREWELL_TIMEOUT_MS);
     await this.#link.exited;
     clearTimeout(timer);
+    await audit?.released(result);
     run.destroyed({
       durationMs,
       removed: [...removed, { what: 'link', proof: `process ${this.#link.pid} was reaped` }],
     });
     return result;
+  }
+
+  /** The link process says that the record of the run cannot be whole any more. */
+  async #recordLost(
+    loss: AuditLoss,
+    audit: RunAudit | undefined,
+    terminate: (error: CtError) => void,
+  ): Promise<void> {
+    // A VM that we have ended says no more.
+    if (!audit || this.#destroyed) return;
+    // One that has ended by itself takes its record along, and that it has ended is what becomes of the run.
+    if (loss.reason === 'closed') await this.#vmGone(VM_EXIT_GRACE_MS);
+    if (this.#destroyed) return;
+    const error = audit.lost(loss);
+    if (this.#vmExit !== undefined) return;
+    if (error) terminate(error);
+    else this.#link.tell({ type: 'event', event: warning(loss) });
   }
 
   /** From now until disposal: ends the job when `signal` says so, first with a word to the link process, then without. */
@@ -278,6 +314,15 @@ export class Machine {
       this.#vmExit === undefined || failure.message.includes(this.#vmExit) ? '' : ` (VMM: ${this.#vmExit})`;
     return new CtError(code, `${failure.message}${exit}${detail}`, { hint: failure.hint, cause: error });
   }
+}
+
+const UNSAID: AuditLoss = {
+  reason: 'unsent',
+  message: 'the link process of the VM says nothing about the audit record',
+};
+
+function warning({ message }: AuditLoss): RunEvent {
+  return { type: 'notice', level: 'warning', message: `the run is not wholly on record: ${message}` };
 }
 
 /** Wall clock against the clock that guests run by; changes when the host sleeps or its clock is set. */

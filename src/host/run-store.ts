@@ -8,7 +8,7 @@ import { closeSync, openSync, renameSync, rmSync } from 'node:fs';
 import { DatabaseSync, type StatementSync } from 'node:sqlite';
 import { messageOf } from '../core/errors.ts';
 import type { JobResult } from '../protocol/run.ts';
-import type { Destruction, RunDetail, RunInfo, RunShell, RunStep } from './api.ts';
+import type { Destruction, RunAuditInfo, RunDetail, RunInfo, RunShell, RunStep } from './api.ts';
 import type { RunState } from './run-state.ts';
 
 /** One entry per version; `user_version` counts those that were applied. Never edit an entry, add one. */
@@ -49,6 +49,7 @@ const MIGRATIONS: readonly string[] = [
      uid INTEGER NOT NULL
    ) STRICT;
    CREATE INDEX shells_by_run ON shells (run);`,
+  'ALTER TABLE runs ADD COLUMN audit TEXT;',
 ];
 
 type Row = Record<string, unknown>;
@@ -60,6 +61,8 @@ const SQL = {
   insertStep: 'INSERT INTO steps (run, position, name) VALUES (?, ?, ?)',
   state: 'UPDATE runs SET state = ?, state_since_ms = ?, states_ms = ? WHERE id = ?',
   vm: 'UPDATE runs SET vm = ?, image_name = ? WHERE id = ?',
+  audit: 'UPDATE runs SET audit = ? WHERE id = ?',
+  recording: "SELECT id FROM runs WHERE json_extract(audit, '$.state') = 'recording'",
   step: 'UPDATE steps SET state = ?, exit_code = ?, duration_ms = ? WHERE run = ? AND position = ?',
   end: `UPDATE runs SET state = 'ended', state_since_ms = ?, states_ms = ?, duration_ms = ?, outcome = ?, exit_code = ?,
           error = ?, destruction = ? WHERE id = ?`,
@@ -152,6 +155,10 @@ export class RunStore {
     this.#run('vm', JSON.stringify(vm), imageName, run);
   }
 
+  setAudit(run: string, audit: RunAuditInfo): void {
+    this.#run('audit', JSON.stringify(audit), run);
+  }
+
   setStep(run: string, position: number, step: Omit<RunStep, 'name'>): void {
     this.#run('step', step.state, step.exitCode ?? null, step.durationMs ?? null, run, position);
   }
@@ -216,9 +223,15 @@ export class RunStore {
       ...optional('vm', parsed<RunDetail['vm']>(row['vm'])),
       steps: this.#all('steps', run).map(toStep),
       ...(shells.length > 0 ? { shells } : {}),
+      ...optional('audit', parsed<RunAuditInfo>(row['audit'])),
       statesMs: JSON.parse(String(row['states_ms'])) as RunDetail['statesMs'],
       ...optional('destruction', parsed<Destruction>(row['destruction'])),
     };
+  }
+
+  /** Runs whose record nobody has ended. */
+  recording(): string[] {
+    return this.#all('recording').map(({ id }) => String(id));
   }
 
   latest(job?: string): string | undefined {

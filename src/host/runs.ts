@@ -7,8 +7,10 @@ import { join } from 'node:path';
 import { CtError, messageOf } from '../core/errors.ts';
 import { resultOf } from '../job/outcome.ts';
 import type { JobRequest, JobResult } from '../protocol/run.ts';
-import type { Destruction, RetentionResult, RunDetail, RunInfo, RunStep } from './api.ts';
+import type { Destruction, RetentionResult, RunAuditInfo, RunDetail, RunInfo, RunStep } from './api.ts';
+import { AuditRecords, type AuditRecordsOptions } from './audit-records.ts';
 import { DecisionLogs } from './decision-log.ts';
+import { sealedInfo } from './run-audit.ts';
 import {
   deadlineMs,
   interruptedError,
@@ -27,8 +29,7 @@ const RETRY_MS = 2000;
 /** What names the newest run of all. */
 const LATEST = 'latest';
 
-export interface RunsOptions {
-  readonly ctHome: string;
+export interface RunsOptions extends AuditRecordsOptions {
   readonly onSetAside?: (why: string) => void;
   /** Something of a run could not be recorded, e.g. because the disk is full. The run goes on. */
   readonly onWriteError?: (error: unknown) => void;
@@ -44,6 +45,10 @@ export class Runs {
   readonly #live = new Map<string, LiveRun>();
   /** Of policy, about each run; removed with it. */
   readonly decisions: DecisionLogs;
+  /** Of the system calls of each run; removed with it. */
+  readonly audit: AuditRecords;
+  /** Runs whose audit record the end of an earlier daemon has cut off. */
+  #interrupted: readonly string[];
 
   /** Opens the record. Whatever had not ended there was interrupted by the end of the daemon that ran it. */
   constructor(options: RunsOptions) {
@@ -52,9 +57,59 @@ export class Runs {
     this.#onWriteError = options.onWriteError ?? (() => {});
     mkdirSync(this.#directory, { recursive: true, mode: 0o700 });
     this.decisions = new DecisionLogs(options.ctHome);
+    this.audit = new AuditRecords(options);
     this.#store = RunStore.open(join(options.ctHome, 'host.db'), options.onSetAside);
     for (const { run, state } of this.#store.list('unended')) {
       this.#store.end(run, { nowMs: Date.now(), ...resultOf(interruptedError(state as UnendedState)) });
+    }
+    this.#interrupted = this.#store.recording();
+  }
+
+  /** Seals the audit records that the end of an earlier daemon has cut off, as far as they go. Never rejects. */
+  async sealInterrupted(): Promise<void> {
+    const interrupted = this.#interrupted;
+    this.#interrupted = [];
+    for (const run of interrupted) {
+      try {
+        await this.#sealInterrupted(run);
+      } catch (error) {
+        this.#onWriteError(error);
+      }
+    }
+  }
+
+  async #sealInterrupted(run: string): Promise<void> {
+    const detail = this.#store.detail(run);
+    if (!detail?.audit || !detail.vm) return;
+    const { audit, shape, image, vm, outcome, error } = detail;
+    const { mode, policy } = audit;
+    try {
+      const report = await this.audit.recover(run, shape.cpus);
+      if (report.kind === 'lost') {
+        this.#store.setAudit(run, { mode, policy, state: 'unsealed', ...report.loss });
+        return;
+      }
+      const facts = {
+        run,
+        policy,
+        image: image.digest,
+        vmm: vm.vmm,
+        accelerator: vm.accelerator,
+        outcome: outcome ?? 'infrastructure',
+        ...(error ? { error: error.code } : {}),
+        sealedAt: new Date().toISOString(),
+      };
+      await this.audit.seal(facts, report.summary);
+      await this.audit.released(run);
+      this.#store.setAudit(run, { mode, policy, ...sealedInfo(report.summary) });
+    } catch (cause) {
+      this.#store.setAudit(run, {
+        mode,
+        policy,
+        state: 'unsealed',
+        reason: 'store',
+        message: messageOf(cause),
+      });
     }
   }
 
@@ -157,7 +212,11 @@ export class Runs {
       freedBytes += await this.#removeLog(run);
     }
     // A daemon that was killed between the two removals of a run leaves its log.
-    for (const name of [...(await readdir(this.#directory)), ...(await this.decisions.runs())]) {
+    for (const name of [
+      ...(await readdir(this.#directory)),
+      ...(await this.decisions.runs()),
+      ...(await this.audit.runs()),
+    ]) {
       if (this.#store.info(name) === undefined) freedBytes += await this.#removeLog(name);
     }
     return { removed, freedBytes };
@@ -216,7 +275,7 @@ export class Runs {
       // It is no directory, or gone: there is nothing to count.
     }
     await rm(directory, { recursive: true, force: true });
-    return bytes + (await this.decisions.remove(run));
+    return bytes + (await this.decisions.remove(run)) + (await this.audit.remove(run));
   }
 }
 
@@ -311,6 +370,10 @@ export class LiveRun {
 
   claimed(vm: NonNullable<RunDetail['vm']>, imageName: string): void {
     this.#record(() => this.#store.setVm(this.id, vm, imageName));
+  }
+
+  audit(info: RunAuditInfo): void {
+    this.#record(() => this.#store.setAudit(this.id, info));
   }
 
   /** A position that the job does not have changes nothing. */

@@ -34,6 +34,8 @@ export interface RunnerOptions {
   readonly shells?: Shells;
   /** What clients in the guest are told of those of the host. */
   readonly settings?: GuestNetworkSettings | undefined;
+  /** Nothing of the job gets into the VM before this resolves; what it throws ends the job. */
+  readonly beforeAll?: () => Promise<void>;
   /** Called when a step begins, before anything of it runs. */
   readonly onStep?: (step: StepRequest) => void;
   /** Called when the first step runs: what would hold it up may begin. */
@@ -103,6 +105,7 @@ class JobRun {
     const { request } = this.#options;
     using cleanup = new DisposableStack();
     await this.#receiveSecrets(cleanup);
+    if (this.#options.beforeAll) await this.#unlessAborted(this.#options.beforeAll());
     this.#admitShells();
     if (request.sendsTree) await this.#stage();
     await this.#installSettings();

@@ -96,7 +96,7 @@ test('a link process sees its code and its log, has no powers and no network, an
   const { found, status, otherNamespaces, log } = await explore(program, { cgroups });
   // What is made for it, and the way to the code it runs: nothing else of the host has a name inside.
   const wayToCode = [installRoot, program, process.execPath].map((path) => path.split('/')[1] ?? '');
-  const made = ['bin', 'dev', 'lib', 'lib64', 'out', 'sbin', 'self', 'usr'];
+  const made = ['bin', 'dev', 'lib', 'lib64', 'out', 'out2', 'sbin', 'self', 'usr'];
   assert.deepEqual(found['root'], [...new Set([...made, ...wayToCode])].sort().join(' '));
   assert.deepEqual(
     [found['secret'], found['code'], found['elsewhere'], found['log']],

@@ -21,6 +21,7 @@ import { PolicyKeeper } from '../../src/host/policy.ts';
 import { Runs } from '../../src/host/runs.ts';
 import { HostServer } from '../../src/host/server.ts';
 import type { ImageManifest } from '../../src/image/manifest.ts';
+import type { AuditMode } from '../../src/protocol/audit.ts';
 import type { JobRequest, JobResult, RunEvent } from '../../src/protocol/run.ts';
 import type { Vm, VmExit } from '../../src/vmm/driver.ts';
 import { FakeGuest } from './fake-guest.ts';
@@ -34,13 +35,18 @@ export class PlayedGuest {
   readonly control: FakeGuest;
   readonly exited: Promise<VmExit>;
   readonly linkPid: number;
+  /** Unread. */
+  readonly audit: Socket;
+  readonly vmPid: number;
   readonly #egress: Socket;
   #http2: ClientHttp2Session | undefined;
 
-  constructor(control: Socket, egress: Socket, exited: Promise<VmExit>, linkPid: number) {
-    this.control = new FakeGuest(control);
-    this.#egress = egress.on('error', () => {});
-    this.exited = exited;
+  constructor(sockets: { control: Socket; egress: Socket; audit: Socket }, vm: Vm, linkPid: number) {
+    this.control = new FakeGuest(sockets.control);
+    this.#egress = sockets.egress.on('error', () => {});
+    this.audit = sockets.audit.on('error', () => {});
+    this.exited = vm.exited;
+    this.vmPid = vm.pid;
     this.linkPid = linkPid;
   }
 
@@ -112,7 +118,7 @@ export interface PlayedHost extends AsyncDisposable {
 /** `egress`: that key of the policy data, in one line of YAML. */
 export async function playedHost(
   egress: string,
-  options: { readonly link?: LinkOptions } = {},
+  options: { readonly link?: LinkOptions; readonly audit?: AuditMode } = {},
 ): Promise<PlayedHost> {
   const cleanup = new AsyncDisposableStack();
   const scratch = cleanup.use(scratchDirectory());
@@ -126,6 +132,7 @@ export async function playedHost(
 egress: ${text}
 admission: {trust: [local], repositories: ['*'], refs: ['*'], actors: ['*'], images: ['*']}
 limits: {cpus: 4, memory: 4G, disk: 4G, timeout: 1h}
+audit: ${options.audit ?? 'off'}
 `,
       { mode: 0o600 },
     );
@@ -141,7 +148,11 @@ limits: {cpus: 4, memory: 4G, disk: 4G, timeout: 1h}
     const [channel, guestEgress] = await pair();
     const [audit, guestAudit] = await pair();
     const vm = waitingVm(control, channel, audit);
-    const guest = new PlayedGuest(guestControl, guestEgress, vm.exited, link.pid);
+    const guest = new PlayedGuest(
+      { control: guestControl, egress: guestEgress, audit: guestAudit },
+      vm,
+      link.pid,
+    );
     cleanup.defer(async () => {
       await vm.destroy();
       guestControl.destroy();

@@ -126,6 +126,11 @@ export class FakeGuest {
     await this.send(frame(Frame.data, Flag.endStream, stream));
   }
 
+  /** Answers a request with 400. */
+  async refuse(stream: number): Promise<void> {
+    await this.send(frame(Frame.headers, Flag.endHeaders | Flag.endStream, stream, STATUS_400));
+  }
+
   /** A body within the windows that the host has opened. */
   async data(stream: number, bytes: Uint8Array): Promise<void> {
     for (let at = 0; at < bytes.length; ) {

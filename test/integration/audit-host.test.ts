@@ -1,0 +1,228 @@
+/** The audit record of a run from the guest's channel to a seal, past link process, daemon and policy; the guest is the test. */
+import assert from 'node:assert/strict';
+import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { trustKeyFile } from '../../src/audit/host-key.ts';
+import { type AuditVerdict, verifyAudit } from '../../src/audit/verify.ts';
+import type { RunDetail } from '../../src/host/api.ts';
+import type { RunEvent } from '../../src/protocol/run.ts';
+import { AuditGuest } from '../support/audit-guest.ts';
+import { type PlayedHost, playedHost } from '../support/egress-guest-host.ts';
+
+const EGRESS = '{mode: enforce, allow: []}';
+/** What a guest that is silent is given, and a little. */
+const SILENT_MS = 2000;
+const SILENCE_SEEN_MS = 4000;
+
+function directoryOf(host: PlayedHost, { run }: RunDetail): string {
+  return join(host.ctHome, 'audit', run);
+}
+
+async function verdictOf(host: PlayedHost, detail: RunDetail): Promise<AuditVerdict> {
+  const trust = await trustKeyFile(join(host.ctHome, 'keys/host.pub'));
+  return verifyAudit({ directory: directoryOf(host, detail), run: detail.run, trust, now: new Date() });
+}
+
+const warningsIn = (events: readonly RunEvent[]): string[] =>
+  events.flatMap((event) => (event.type === 'notice' && event.level === 'warning' ? [event.message] : []));
+
+test('a run is on record: what the guest sent is stored, sealed by the host, and proved', async () => {
+  await using host = await playedHost(EGRESS, { audit: 'on' });
+  const { guest, result, events } = await host.start({ cpus: 2 });
+  const audit = await AuditGuest.open(guest, 2);
+  const process = await guest.control.startProcess();
+  for (let turn = 0; turn < 20; turn += 1) await audit.calls(500, turn % 2);
+  await audit.process();
+  assert.equal((await host.client.run('latest')).audit?.state, 'recording');
+  void guest.control.endProcess(process);
+  await audit.answerPosition();
+  assert.equal((await result).outcome, 'success');
+  const detail = await host.client.run('latest');
+  assert.equal(detail.audit?.state, 'complete');
+  assert.equal(detail.audit?.records, 10_004);
+  assert.deepEqual(readdirSync(directoryOf(host, detail)).sort(), ['seal.json', 'segment-00000']);
+  const verdict = await verdictOf(host, detail);
+  assert.ok(verdict.status === 'proved', JSON.stringify(verdict));
+  const { seal } = verdict;
+  assert.equal(seal.record.head, detail.audit?.head);
+  assert.deepEqual([seal.outcome, seal.image, seal.accelerator], ['success', detail.image.digest, 'tcg']);
+  assert.match(seal.policy, /^[0-9a-f]{64}$/);
+  assert.deepEqual(warningsIn(events), []);
+  assert.equal(host.alerts.length, 0);
+  const file = join(directoryOf(host, detail), 'segment-00000');
+  const bytes = readFileSync(file);
+  bytes[1000] = (bytes[1000] ?? 0) ^ 1;
+  writeFileSync(file, bytes);
+  const tampered = await verdictOf(host, detail);
+  assert.ok(tampered.status === 'tampered' && tampered.place.from === 1000, JSON.stringify(tampered));
+  await host.client.removeRun(detail.run);
+  assert.equal(existsSync(directoryOf(host, detail)), false);
+});
+
+test('the end waits for what the guest has recorded and not sent yet', async () => {
+  await using host = await playedHost(EGRESS, { audit: 'required' });
+  const { guest, result } = await host.start({});
+  const audit = await AuditGuest.open(guest);
+  const process = await guest.control.startProcess();
+  void guest.control.endProcess(process);
+  await audit.answerPosition(300);
+  assert.equal(await Promise.race([result.then(() => 'ended'), sleep(600, 'waits')]), 'waits');
+  await audit.calls(300);
+  assert.equal((await result).outcome, 'success');
+  assert.equal((await host.client.run('latest')).audit?.records, 300);
+});
+
+const violations: readonly (readonly [
+  reason: string,
+  act: (audit: AuditGuest) => Promise<void> | void,
+  message: RegExp,
+])[] = [
+  [
+    'gap',
+    async (audit) => {
+      audit.skip(7);
+      await audit.calls(5);
+    },
+    /go on with number 107 instead of 100: 7 are missing/,
+  ],
+  ['lost', (audit) => audit.lost(3), /lost 3 records/],
+  ['malformed', (audit) => audit.send(Buffer.alloc(64, 0x41)), /does not begin like one/],
+  ['silent', (audit) => audit.silence(), /sent nothing for 2000 ms/],
+  ['closed', (audit) => void audit.socket.destroy(), /closed the channel|channel of the guest broke/],
+];
+
+for (const [reason, act, message] of violations) {
+  test(`required: a record that is ${reason} ends the run with AUDIT_LOST, its VM is killed, an alert says why`, async () => {
+    await using host = await playedHost(EGRESS, { audit: 'required' });
+    const { guest, result } = await host.start({});
+    const audit = await AuditGuest.open(guest);
+    await guest.control.startProcess();
+    await audit.calls(100);
+    await sleep(100);
+    const startedAt = performance.now();
+    await act(audit);
+    await guest.exited;
+    const tookMs = performance.now() - startedAt;
+    const ended = await result;
+    assert.equal(ended.outcome, 'violation');
+    assert.equal(ended.exitCode, 122);
+    assert.equal(ended.error?.code, 'AUDIT_LOST');
+    assert.match(ended.error?.message ?? '', message);
+    assert.ok(tookMs < SILENCE_SEEN_MS, `${tookMs} ms`);
+    if (reason === 'silent') assert.ok(tookMs >= SILENT_MS - 250, `${tookMs} ms`);
+    assert.deepEqual(
+      host.alerts.map(({ rule, action, severity }) => [rule, action, severity]),
+      [[`ct.audit.${reason}`, 'terminated', 'high']],
+    );
+    const detail = await host.client.run('latest');
+    assert.equal(detail.audit?.state, 'incomplete');
+    assert.equal(detail.audit?.reason, reason);
+    const verdict = await verdictOf(host, detail);
+    assert.ok(verdict.status === 'incomplete' && verdict.reason === 'violation', JSON.stringify(verdict));
+    assert.equal(verdict.seal?.record.violation?.reason, reason);
+    assert.equal(verdict.seal?.record.counts.cpus[0]?.records, 100);
+    assert.equal(verdict.seal?.error, 'AUDIT_LOST');
+    console.log(`${reason}: VM dead after ${tookMs.toFixed(0)} ms`);
+  });
+
+  test(`on: a record that is ${reason} is sealed as incomplete; the run goes on, warned of, with an alert`, async () => {
+    await using host = await playedHost(EGRESS, { audit: 'on' });
+    const { guest, result, events } = await host.start({});
+    const audit = await AuditGuest.open(guest);
+    const process = await guest.control.startProcess();
+    await audit.calls(100);
+    await act(audit);
+    while (host.alerts.length === 0) await sleep(20);
+    void guest.control.endProcess(process);
+    assert.equal((await result).outcome, 'success');
+    assert.deepEqual(
+      host.alerts.map(({ rule, action }) => [rule, action]),
+      [[`ct.audit.${reason}`, 'recorded']],
+    );
+    const warnings = warningsIn(events);
+    assert.equal(warnings.length, 1);
+    assert.match(warnings[0] ?? '', message);
+    const detail = await host.client.run('latest');
+    assert.deepEqual([detail.audit?.state, detail.audit?.reason], ['incomplete', reason]);
+    const verdict = await verdictOf(host, detail);
+    assert.ok(verdict.status === 'incomplete' && verdict.reason === 'violation', JSON.stringify(verdict));
+  });
+}
+
+test('required: without a tracer nothing of the job runs; with `on` it does, and is warned of', async () => {
+  const hasStarted = await (async () => {
+    await using host = await playedHost(EGRESS, { audit: 'required' });
+    const { guest, result } = await host.start({});
+    guest.audit.destroy(); // nobody is there
+    const started = guest.control.request().then(() => true);
+    const ended = await result;
+    assert.equal(ended.outcome, 'infrastructure');
+    assert.equal(ended.error?.code, 'AUDIT_UNAVAILABLE');
+    assert.deepEqual(
+      host.alerts.map(({ rule, action }) => [rule, action]),
+      [['ct.audit.absent', 'denied']],
+    );
+    const detail = await host.client.run('latest');
+    assert.equal(detail.audit?.state, 'absent');
+    for (let wait = 0; existsSync(directoryOf(host, detail)) && wait < 100; wait += 1) await sleep(20);
+    assert.equal(existsSync(directoryOf(host, detail)), false, 'an empty record is left');
+    return Promise.race([started, sleep(50, false)]);
+  })();
+  assert.equal(hasStarted, false);
+
+  await using host = await playedHost(EGRESS, { audit: 'on' });
+  const { guest, result, events } = await host.start({});
+  guest.audit.destroy();
+  const process = await guest.control.startProcess();
+  void guest.control.endProcess(process);
+  assert.equal((await result).outcome, 'success');
+  assert.match(warningsIn(events).join(), /makes no audit record/);
+  assert.equal((await host.client.run('latest')).audit?.state, 'absent');
+});
+
+test('required: no step runs before the guest is known to record', async () => {
+  await using host = await playedHost(EGRESS, { audit: 'required' });
+  const { guest, result } = await host.start({});
+  const started = guest.control.startProcess();
+  assert.equal(await Promise.race([started, sleep(700, 'waits')]), 'waits');
+  const audit = await AuditGuest.open(guest);
+  void guest.control.endProcess(await started);
+  await audit.answerPosition();
+  assert.equal((await result).outcome, 'success');
+});
+
+test('off: the guest is not even greeted, and that is on record', async () => {
+  await using host = await playedHost(EGRESS, { audit: 'off' });
+  const { guest, result } = await host.start({});
+  const process = await guest.control.startProcess();
+  await sleep(200);
+  assert.equal(guest.audit.read(), null);
+  void guest.control.endProcess(process);
+  assert.equal((await result).outcome, 'success');
+  const detail = await host.client.run('latest');
+  assert.equal(detail.audit?.state, 'off');
+  assert.equal(existsSync(directoryOf(host, detail)), false);
+});
+
+test('a link process that is killed leaves a record that is sealed as far as it goes', async () => {
+  await using host = await playedHost(EGRESS, { audit: 'on' });
+  const { guest, result } = await host.start({});
+  const audit = await AuditGuest.open(guest);
+  await guest.control.startProcess();
+  await audit.calls(1000);
+  await sleep(600); // it is on the disk after 250 ms
+  process.kill(guest.linkPid, 'SIGKILL');
+  await result.catch(() => {});
+  let detail = await host.client.run('latest');
+  for (let wait = 0; detail.audit?.state === 'recording' && wait < 100; wait += 1) {
+    await sleep(50);
+    detail = await host.client.run('latest');
+  }
+  assert.deepEqual([detail.audit?.state, detail.audit?.reason], ['incomplete', 'interrupted']);
+  assert.equal(detail.audit?.records, 1000);
+  const verdict = await verdictOf(host, detail);
+  assert.ok(verdict.status === 'incomplete' && verdict.reason === 'violation', JSON.stringify(verdict));
+  assert.deepEqual(readdirSync(directoryOf(host, detail)).sort(), ['seal.json', 'segment-00000']);
+});
