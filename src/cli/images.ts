@@ -59,7 +59,27 @@ export async function storedDigest(store: ImageStore, image: string): Promise<st
 export async function ensureImage(name: string, options: EnsureOptions): Promise<string> {
   // What is remembered may have been built from other packages than those of the lock.
   const recalled = options.locked === true ? undefined : recallImage(imageInputs(name, options));
-  return recalled ?? (await buildNamed(name, options)).digest;
+  if (recalled !== undefined) return recalled;
+  try {
+    return (await buildNamed(name, options)).digest;
+  } catch (error) {
+    if (!(error instanceof CtError) || error.code !== 'IMAGE_NOT_FOUND') throw error;
+    const foreign = await foreignImage(name, options.ctHome);
+    if (foreign === undefined) throw error;
+    return foreign;
+  }
+}
+
+/** Digest of an image that was imported or pulled and that no definition here defines, with its parts compared. */
+async function foreignImage(name: string, ctHome: string): Promise<string | undefined> {
+  const { ImageStore: Store } = await import('../image/store.ts');
+  const { blobsOf } = await import('../image/manifest.ts');
+  const store = new Store(ctHome);
+  const stored = /^[a-z0-9][a-z0-9._-]{0,63}$/.test(name) ? await store.find(name) : undefined;
+  if (stored === undefined) return undefined;
+  const manifest = await store.manifest(stored.digest);
+  for (const ref of blobsOf(manifest)) await store.checkedBlobPath(ref);
+  return stored.digest;
 }
 
 export async function buildNamed(name: string, options: EnsureOptions): Promise<BuiltImage> {

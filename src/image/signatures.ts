@@ -74,11 +74,19 @@ export class ImageSignatures {
   }
 }
 
-/** What a signature of an image says. */
-export function imageStatement(name: string, digest: string): Statement {
+/** What a signature of an image says: its name, and what it was made from, so that whoever pulls it knows it to be current. */
+export function imageStatement(name: string, digest: string, inputsDigest?: string): Statement {
   return buildStatement({
     subjects: [{ name, digest }],
     predicateType: IMAGE_PREDICATE_TYPE,
-    predicate: { name },
+    predicate: { name, ...(inputsDigest === undefined ? {} : { inputsDigest }) },
   });
+}
+
+/** What a verified statement says that the image was made from (StoredImage.inputsDigest). */
+export function inputsOf({ predicate }: Statement): string | undefined {
+  const { inputsDigest } = (predicate ?? {}) as { inputsDigest?: unknown };
+  return typeof inputsDigest === 'string' && /^sha256:[0-9a-f]{64}$/.test(inputsDigest)
+    ? inputsDigest
+    : undefined;
 }

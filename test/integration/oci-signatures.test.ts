@@ -14,6 +14,7 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
+import { ensureImage } from '../../src/cli/images.ts';
 import { installRoot } from '../../src/core/install.ts';
 import { blobsOf } from '../../src/image/manifest.ts';
 import { ImageSignatures, imageStatement } from '../../src/image/signatures.ts';
@@ -116,6 +117,37 @@ test('an image is imported by the command, under a name that no definition has',
   const nothing = await ct(ctHome, 'image', 'import', `zip:${layout}`, '--name', 'app');
   assert.match(nothing.stderr, /oci:DIR/);
   assert.ok(digest);
+});
+
+test('a run finds an imported image by its name, and no other that is not defined', async () => {
+  const { ctHome, digest, manifest } = await storeSmallImage(directory(), 'mine');
+  const options = {
+    ctHome,
+    directory: directory(),
+    signal: new AbortController().signal,
+    onProgress: () => {},
+  };
+  assert.equal(await ensureImage('mine', options), digest);
+  await assert.rejects(ensureImage('other', options), { code: 'IMAGE_NOT_FOUND' });
+  appendFileSync(join(ctHome, 'blobs', manifest.rootfs.digest.replace(':', '/')), 'x');
+  await assert.rejects(ensureImage('mine', options), { code: 'IMAGE_CORRUPT' });
+});
+
+test('what a pulled image was made from is believed if an accepted signer says it, and only then', async () => {
+  await using server = await testRegistry();
+  const { ctHome } = await storeSmallImage(directory(), 'small');
+  const record = join(ctHome, 'images/small.json');
+  const inputsDigest = `sha256:${'5'.repeat(64)}`;
+  writeFileSync(record, JSON.stringify({ ...JSON.parse(readFileSync(record, 'utf8')), inputsDigest }));
+  const { key, publicKey } = keyFiles();
+  succeeded(await ct(ctHome, 'image', 'sign', 'small', '--key', key));
+  const name = `${server.host}/small:1`;
+  succeeded(await ct(ctHome, 'image', 'push', 'small', name));
+  const [verified, unverified] = [directory(), directory()];
+  succeeded(await ct(verified, 'image', 'pull', name, '--key', publicKey));
+  succeeded(await ct(unverified, 'image', 'pull', name));
+  assert.equal((await new ImageStore(verified).find('small'))?.inputsDigest, inputsDigest);
+  assert.match((await new ImageStore(unverified).find('small'))?.inputsDigest ?? '', /^pulled /);
 });
 
 test('every changed byte of an image and of its signature is refused with a code of its own', async () => {

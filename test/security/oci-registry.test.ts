@@ -68,8 +68,10 @@ async function pull({ client, name }: Pushed, reference = name, as = 'small'): P
       reference: parseReference(reference),
       ctHome,
       name: as,
-      verify: (manifestDigest, bundles) =>
-        void verifyImageSignature(manifestDigest, bundles, { trust, policy }, new Date()),
+      verify: (manifestDigest, bundles) => {
+        verifyImageSignature(manifestDigest, bundles, { trust, policy }, new Date());
+        return undefined;
+      },
     });
     return digest;
   } catch (error) {

@@ -211,8 +211,11 @@ export interface PulledImage {
 export interface PullOptions extends TransferOptions {
   /** The name that it has to have: what a registry hands over shall not take the place of another image. */
   readonly name: string;
-  /** Is asked before anything is fetched but manifest and signatures; throws to refuse. */
-  readonly verify?: (digest: string, signatures: readonly Buffer[]) => void;
+  /**
+   * Is asked before anything is fetched but manifest and signatures; throws to refuse. Returns what the image was made
+   * from, if that was proved: without it, the next run builds an image that has a definition anew.
+   */
+  readonly verify?: (digest: string, signatures: readonly Buffer[]) => string | undefined;
 }
 
 /**
@@ -244,7 +247,7 @@ export async function pullImage(options: PullOptions): Promise<PulledImage> {
     }
   }
   const signatures = await pullSignatures(registry, fetched.digest);
-  options.verify?.(digest, signatures);
+  const inputsDigest = options.verify?.(digest, signatures) ?? `pulled ${digest}`;
 
   const store = new ImageStore(ctHome);
   store.prepare();
@@ -271,7 +274,7 @@ export async function pullImage(options: PullOptions): Promise<PulledImage> {
   }
   const own = new ImageSignatures(ctHome);
   for (const bundle of signatures) await own.add(digest, bundle);
-  const stored = await store.putImage(manifest, `pulled ${digest}`, new Date());
+  const stored = await store.putImage(manifest, inputsDigest, new Date());
   if (stored.digest !== digest)
     throw new CtError('INTERNAL', 'a pulled manifest has another digest once it is stored');
   return { manifest, digest, signatures };

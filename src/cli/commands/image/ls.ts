@@ -12,8 +12,8 @@ import { formatTable } from '../../render/table.ts';
 
 interface ListedImage {
   readonly name: string;
-  /** `stale`: the next run builds it again. `orphan`: its definition is not found from here. */
-  readonly state: 'current' | 'stale' | 'not built' | 'orphan';
+  /** `stale`: the next run builds it again. `orphan`: its definition is not found from here; one that was built has one. */
+  readonly state: 'current' | 'stale' | 'not built' | 'orphan' | 'imported';
   readonly stored: (StoredImage & { readonly manifest: ImageManifest }) | undefined;
 }
 
@@ -39,7 +39,9 @@ async function listImages(ctHome: string, directory: string): Promise<readonly L
   return Promise.all(
     names.map(async (name): Promise<ListedImage> => {
       const image = stored.get(name);
-      if (!defined.includes(name)) return { name, state: 'orphan', stored: image };
+      if (!defined.includes(name)) {
+        return { name, state: image?.manifest.imported ? 'imported' : 'orphan', stored: image };
+      }
       if (!image) return { name, state: 'not built', stored: undefined };
       const current = await currentImage(imageInputs(name, { ctHome, directory }));
       return { name, state: current ? 'current' : 'stale', stored: image };

@@ -4,6 +4,7 @@ import { findCredentials } from '../../../image/oci/credentials.ts';
 import { pullImage, type TransferProgress } from '../../../image/oci/distribute.ts';
 import { parseReference } from '../../../image/oci/reference.ts';
 import { Registry } from '../../../image/oci/registry.ts';
+import { inputsOf } from '../../../image/signatures.ts';
 import { verifyImageSignature } from '../../../image/verify.ts';
 import type { VerifiedSigner } from '../../../verification/verify.ts';
 import { cancelOnSignals } from '../../cancellation.ts';
@@ -34,6 +35,7 @@ export async function run(parsed: ParsedOptions, output: Output): Promise<number
       : {
           verify: (manifestDigest, bundles) => {
             signer = verifyImageSignature(manifestDigest, bundles, signers, new Date());
+            return signer.content.kind === 'statement' ? inputsOf(signer.content.statement) : undefined;
           },
         }),
   });
