@@ -71,7 +71,8 @@ struct {
 	__uint(max_entries, 4096);
 } doorbell SEC(".maps");
 
-/* A file is told once for each process and what it does. */
+/* A file is told once for each process and what it does; the end of a process once. */
+#define TOLD_EXIT 255
 struct told_key {
 	__u64 started_ns;
 	__u64 inode;
@@ -140,17 +141,32 @@ static const __u64 six[2][8] = {
 	},
 };
 
-static __always_inline void record_call(struct pt_regs *regs, __s64 result, __u16 flags)
+/*
+ * All of a job have one `css_set`, which is quicker to look at than what it says. One that is freed can only come back as
+ * the job's: nothing else of the guest makes any after boot.
+ */
+static __always_inline int is_job_here(struct task_struct *task, struct audit_ring *ring)
+{
+	struct css_set *set = task->cgroups;
+
+	if ((__u64)set == ring->css_set)
+		return 1;
+	if (set->dfl_cgrp->kn->id != constants.job_cgroup)
+		return 0;
+	ring->css_set = (__u64)set;
+	return 1;
+}
+
+static __always_inline void record_call(struct task_struct *task, struct pt_regs *regs, __s64 result, __u16 flags)
 {
 	const __u32 first = 0;
-	struct task_struct *task = bpf_get_current_task_btf();
 	__u32 cpu = bpf_get_smp_processor_id();
 	struct audit_ring *ring = bpf_map_lookup_elem(&rings, &cpu);
 	struct audit_reader *state = bpf_map_lookup_elem(&reader, &first);
 	struct syscall_record *record;
 	__u64 number, head, used, sixth;
 
-	if (!ring || !state)
+	if (!ring || !state || !is_job_here(task, ring))
 		return;
 	head = ring->head;
 	used = head - *(volatile __u64 *)&state->cpus[cpu & (AUDIT_MAX_CPUS - 1)].tail;
@@ -214,8 +230,7 @@ static __always_inline void record_call(struct pt_regs *regs, __s64 result, __u1
 SEC("tp_btf/sys_exit")
 int BPF_PROG(audit_sys_exit, struct pt_regs *regs, long result)
 {
-	if (in_job())
-		record_call(regs, result, 0);
+	record_call(bpf_get_current_task_btf(), regs, result, 0);
 	return 0;
 }
 
@@ -241,8 +256,6 @@ int BPF_PROG(audit_sys_enter, struct pt_regs *regs, long number)
 	default:
 		return 0;
 	}
-	if (!in_job())
-		return 0;
 	task = bpf_get_current_task_btf();
 	switch (number) {
 	case 59:
@@ -257,7 +270,7 @@ int BPF_PROG(audit_sys_enter, struct pt_regs *regs, long number)
 		if (!(task->thread_info.status & TS_COMPAT))
 			return 0;
 	}
-	record_call(regs, 0, CT_SYSCALL_FLAG_AT_ENTRY);
+	record_call(task, regs, 0, CT_SYSCALL_FLAG_AT_ENTRY);
 	return 0;
 }
 
@@ -344,10 +357,16 @@ int BPF_PROG(audit_fork, struct task_struct *parent, struct task_struct *child)
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(audit_exit, struct task_struct *task)
 {
+	const __u8 yes = 1;
 	struct exit_record *record;
+	struct told_key key = { .what = TOLD_EXIT };
 
-	/* The last thread of a process. */
+	/* The last thread of a process; two that end at once may both take themselves for it. */
 	if (!in_job() || task->signal->live.counter != 0)
+		return 0;
+	key.started_ns = task->group_leader->start_time;
+	key.device = task->tgid;
+	if (bpf_map_update_elem(&told, &key, &yes, BPF_NOEXIST))
 		return 0;
 	record = BEGIN(sizeof *record);
 	if (!record)

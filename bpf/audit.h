@@ -161,7 +161,8 @@ struct audit_ring {
 	__u64 head; /* Records made since boot: the next one goes to slot head % AUDIT_SLOTS. */
 	__u64 lost;
 	__u64 rung; /* `head` when the doorbell was rung last, about. */
-	__u64 unused[509]; /* The rest of a page. */
+	__u64 css_set; /* The last one that was found to be the job's. */
+	__u64 unused[508]; /* The rest of a page. */
 	struct syscall_record slots[AUDIT_SLOTS];
 };
 

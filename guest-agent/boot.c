@@ -367,6 +367,13 @@ static void harden_kernel(void)
 	set_kernel("/proc/sys/kernel/sysrq", "0", false);
 	set_kernel("/proc/sys/kernel/unprivileged_bpf_disabled", "2", false);
 	set_kernel("/proc/sys/vm/unprivileged_userfaultfd", "0", false);
+	/*
+	 * Whoever becomes root, the kernel's memory stays out of reach: Documentation/admin-guide/lockdown. Now, as the
+	 * modules of the initramfs are not signed for this kernel.
+	 */
+	must_mount("securityfs", "/sys/kernel/security", "securityfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
+	set_kernel("/sys/kernel/security/lockdown", "integrity", true);
+	must(umount2("/sys/kernel/security", MNT_DETACH), "securityfs");
 }
 
 static void mount_proc_and_sys(void)
@@ -558,7 +565,7 @@ static int serve_audit(const void *options)
 /* Before everything else that wants to run: while it waits, rings fill. */
 #define AUDIT_PRIORITY 1
 
-static int start_audit(int port_fd, const struct cgroups *cgroups)
+static int start_audit(int port_fd, const struct cgroups *cgroups, int switch_fd)
 {
 	struct stat root;
 	struct audit_options options = {
@@ -567,7 +574,7 @@ static int start_audit(int port_fd, const struct cgroups *cgroups)
 	};
 	must(options.freeze_fd, "cannot open cgroup.freeze");
 	must(stat("/", &root), "root");
-	tracing_start(cgroups->job, cgroups->root, root.st_dev, &options);
+	tracing_start(cgroups->job, cgroups->root, root.st_dev, switch_fd, &options);
 	const int fds[] = { port_fd, options.doorbell_fd, options.freeze_fd };
 	const struct helper helper = {
 		.name = "ct-audit",
@@ -585,6 +592,7 @@ static int start_audit(int port_fd, const struct cgroups *cgroups)
 	tracing_forget(&options);
 	close(port_fd);
 	close(options.freeze_fd);
+	close(switch_fd);
 	return pidfd;
 }
 
@@ -619,6 +627,9 @@ void boot(struct boot_result *result)
 	make_cgroups(&cgroups);
 	result->cgroup_fd = cgroups.job;
 	harden_kernel();
+	/* Before it can only be read. */
+	int switch_fd = open("/proc/sys/kernel/ftrace_enabled", O_WRONLY | O_CLOEXEC);
+	must(switch_fd, "cannot open ftrace_enabled");
 	mount_proc_and_sys();
 	mount_devices();
 	mount_run(&result->user);
@@ -631,7 +642,7 @@ void boot(struct boot_result *result)
 	identity_prepare();
 	restrict_self();
 	result->egress_pidfd = start_egress(egress_fd, cgroups.egress, &sockets);
-	result->audit_pidfd = start_audit(audit_fd, &cgroups);
+	result->audit_pidfd = start_audit(audit_fd, &cgroups, switch_fd);
 	close(cgroups.egress);
 	close(cgroups.audit);
 }

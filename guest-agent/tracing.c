@@ -81,7 +81,18 @@ static void attach(struct bpf_program *program, int cgroup_root_fd)
 		fatal("cannot attach the BPF program %s: %s", bpf_program__name(program), strerror(errno));
 }
 
-void tracing_start(int job_fd, int root_fd, uint64_t root_device, struct audit_options *helper)
+/* By PID 1, which could do both a moment ago. */
+static void check_guards(int map_fd, int switch_fd)
+{
+	const uint32_t first = 0;
+	static struct audit_reader value;
+	if (bpf_map_lookup_elem(map_fd, &first, &value) == 0 || errno != EPERM)
+		fatal("bpf(2) is not guarded");
+	if (write(switch_fd, "0", 1) >= 0 || errno != EPERM)
+		fatal("kernel.ftrace_enabled is not guarded");
+}
+
+void tracing_start(int job_fd, int root_fd, uint64_t root_device, int switch_fd, struct audit_options *helper)
 {
 	struct stat job;
 	struct bpf_program *program;
@@ -106,6 +117,7 @@ void tracing_start(int job_fd, int root_fd, uint64_t root_device, struct audit_o
 	struct bpf_program *guard = programs_find(object, "audit_bpf");
 	bpf_object__for_each_program(program, object) if (program != guard) attach(program, root_fd);
 	attach(guard, root_fd);
+	check_guards(programs_map(object, "reader"), switch_fd);
 	/* `object` and the links live as long as PID 1. What the loading needed beside them goes back. */
 	malloc_trim(0);
 }

@@ -12,9 +12,10 @@ uint64_t tracing_memory_bytes(void);
 /*
  * From here on every call of the cgroup `job_fd` is recorded, and nobody loads or changes BPF programs, PID 1 no more than
  * others. `root_fd` is the root of the cgroups. Fills in what the helper reads; `root_device` is that of the image, as
- * stat(2) tells it. Ends the VM if any part cannot be loaded or attached.
+ * stat(2) tells it; `switch_fd` is kernel.ftrace_enabled, open for writing. Ends the VM if any part cannot be loaded or
+ * attached, or if what switches it off still works.
  */
-void tracing_start(int job_fd, int root_fd, uint64_t root_device, struct audit_options *helper);
+void tracing_start(int job_fd, int root_fd, uint64_t root_device, int switch_fd, struct audit_options *helper);
 
 /* Takes the mappings away again from PID 1, when the helper has them. */
 void tracing_forget(const struct audit_options *helper);
