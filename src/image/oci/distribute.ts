@@ -24,6 +24,8 @@ const BUNDLE_TYPE = 'application/vnd.dev.sigstore.bundle.v0.3+json';
 const EMPTY_TYPE = 'application/vnd.oci.empty.v1+json';
 const EMPTY = Buffer.from('{}');
 const MAX_REFERRERS = 1000;
+/** Of all signatures of an image together; one has some kilobytes, one with an SBOM some megabytes. */
+const MAX_SIGNATURES_BYTES = 64 * 1024 * 1024;
 
 interface Descriptor {
   readonly mediaType: string;
@@ -311,6 +313,7 @@ async function pullSignatures(registry: Registry, registryDigest: string): Promi
     (await registry.manifest(fallbackTag(registryDigest), [OCI_INDEX]))?.bytes;
   if (list === undefined) return [];
   const bundles: Buffer[] = [];
+  let bytes = 0;
   for (const referrer of referrersIn(list)) {
     if (referrer.artifactType !== BUNDLE_TYPE || bundles.length >= MAX_IMAGE_SIGNATURES) continue;
     const fetched = await registry.manifest(referrer.digest);
@@ -320,6 +323,9 @@ async function pullSignatures(registry: Registry, registryDigest: string): Promi
     const [layer] = descriptors(document['layers'], 'the layers of a signature');
     if (!isRecord(subject) || subject['digest'] !== registryDigest || layer?.mediaType !== BUNDLE_TYPE)
       continue;
+    bytes += layer.size;
+    if (bytes > MAX_SIGNATURES_BYTES)
+      throw refused(`the signatures have more than ${MAX_SIGNATURES_BYTES} bytes`);
     const bundle = await getSmall(registry, layer, MAX_BUNDLE_BYTES);
     try {
       parseBundle(bundle);

@@ -167,13 +167,18 @@ export class Registry {
     }
     const last = new URL(location);
     last.searchParams.set('digest', source.digest);
-    const response = await this.#request(last, {
-      method: 'PUT',
-      headers: { 'content-type': 'application/octet-stream' },
-      body: new Uint8Array(),
-      expected: [201],
-    });
-    discard(response, undefined);
+    try {
+      const response = await this.#request(last, {
+        method: 'PUT',
+        headers: { 'content-type': 'application/octet-stream' },
+        body: new Uint8Array(),
+        expected: [201],
+      });
+      discard(response, undefined);
+    } catch (error) {
+      // It may have been done, and only the answer was lost.
+      if (!isTransient(error) || !(await this.hasBlob(source.digest))) throw error;
+    }
   }
 
   /**
@@ -309,11 +314,12 @@ export class Registry {
       });
     }
     if (response.status === 404) throw new CtError('REGISTRY_DENIED', `${what}: it does not have that`);
-    if (response.status === 429 || response.status >= 500) {
+    // 416: the registry has less or more of an upload than we believe, so it is asked.
+    if ([408, 416, 429].includes(response.status) || response.status >= 500) {
       const seconds = Number(response.headers.get('retry-after') ?? 0);
       throw new Transient(what, Number.isFinite(seconds) ? seconds * 1000 : 0);
     }
-    throw failed(what);
+    throw new CtError('REGISTRY_FAILED', what);
   }
 
   /** The codes of an error, such as ` (DENIED)`; the rest is text of a stranger. */
