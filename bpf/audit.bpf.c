@@ -318,8 +318,11 @@ static __always_inline void fill(struct process_record *record, __u8 kind, __u16
 static __always_inline void submit(void *record)
 {
 	const __u32 first = 0;
+	struct audit_tally *counts = bpf_map_lookup_elem(&tally, &first);
 	struct audit_reader *state;
 
+	if (counts)
+		__sync_fetch_and_add(&counts->made, 1);
 	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
 	state = bpf_map_lookup_elem(&reader, &first);
 	if (state)

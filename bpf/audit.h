@@ -186,6 +186,7 @@ struct audit_constants {
 /* Of process records. */
 struct audit_tally {
 	__u64 lost;
+	__u64 made;
 };
 
 #endif

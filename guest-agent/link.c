@@ -42,7 +42,10 @@
 /* How long the answer to a shutdown may take to leave the port. */
 #define LAST_WORDS_MS 500
 
-enum request { REQUEST_UNKNOWN, REQUEST_IDENTITY, REQUEST_EXEC, REQUEST_STATS, REQUEST_SHUTDOWN };
+/* A line for each of 256 CPUs. */
+#define AUDIT_TEXT_BYTES 8192
+
+enum request { REQUEST_UNKNOWN, REQUEST_IDENTITY, REQUEST_EXEC, REQUEST_STATS, REQUEST_AUDIT, REQUEST_SHUTDOWN };
 
 struct stream {
 	int32_t id;
@@ -237,6 +240,7 @@ static enum request classify(const struct stream *stream)
 		{ "PUT", CT_GUEST_PATH_IDENTITY, REQUEST_IDENTITY },
 		{ "POST", CT_GUEST_PATH_EXEC, REQUEST_EXEC },
 		{ "GET", CT_GUEST_PATH_STATS, REQUEST_STATS },
+		{ "GET", CT_GUEST_PATH_AUDIT, REQUEST_AUDIT },
 		{ "POST", CT_GUEST_PATH_SHUTDOWN, REQUEST_SHUTDOWN },
 	};
 	for (size_t index = 0; index < sizeof known / sizeof known[0]; index++)
@@ -248,6 +252,8 @@ static enum request classify(const struct stream *stream)
 static void begin_request(struct stream *stream)
 {
 	enum request request = classify(stream);
+	if (request == REQUEST_AUDIT && !options->audit_position)
+		request = REQUEST_UNKNOWN;
 	if (last_stream) {
 		reject(stream, "409", "the guest is shutting down");
 		return;
@@ -356,7 +362,7 @@ static void stop_job(void)
 
 static void end_request(struct stream *stream)
 {
-	char text[1024];
+	static char text[AUDIT_TEXT_BYTES];
 	switch (stream->request) {
 	case REQUEST_IDENTITY:
 		apply_identity(stream);
@@ -367,6 +373,10 @@ static void end_request(struct stream *stream)
 		return;
 	case REQUEST_STATS:
 		stats_text(options->cgroup_fd, text, sizeof text);
+		respond_text(stream, "200", text);
+		return;
+	case REQUEST_AUDIT:
+		options->audit_position(text, sizeof text);
 		respond_text(stream, "200", text);
 		return;
 	case REQUEST_SHUTDOWN:

@@ -20,6 +20,8 @@ struct link_options {
 	/* The helpers; when one ends, so does the session. -1: there is none. */
 	int egress_pidfd;
 	int audit_pidfd;
+	/* The text of GET /v1/audit; NULL: nothing is recorded. */
+	void (*audit_position)(char *text, size_t size);
 	struct job_user user;
 };
 

@@ -10,6 +10,7 @@
 #include "console.h"
 #include "exec.h"
 #include "link.h"
+#include "tracing.h"
 #include "volume.h"
 
 /* What requests usually need: a stream's buffer, an exec's setup and stack, nghttp2's tables. */
@@ -47,6 +48,7 @@ int main(void)
 		.secret_fd = booted.secret_fd,
 		.egress_pidfd = booted.egress_pidfd,
 		.audit_pidfd = booted.audit_pidfd,
+		.audit_position = tracing_position,
 		.user = booted.user,
 	};
 	warm_memory();

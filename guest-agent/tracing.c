@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <malloc.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -20,6 +21,9 @@ INCLUDE_OBJECT(audit_object, AUDIT_OBJECT);
 /* The LRU map of files that were told, and the programs. */
 #define OTHER_BYTES (2 * 1024 * 1024)
 #define DOORBELL_BYTES 4096
+
+static const struct audit_ring *rings;
+static const struct audit_tally *tally;
 
 static unsigned cpus(void)
 {
@@ -131,9 +135,16 @@ static void unmap_queue(const struct audit_queue *queue)
 
 void tracing_forget(const struct audit_options *helper)
 {
-	munmap((void *)helper->rings, helper->cpus * sizeof(struct audit_ring));
-	munmap((void *)helper->tally, (size_t)getpagesize());
+	rings = helper->rings;
+	tally = helper->tally;
 	munmap(helper->reader, sizeof(struct audit_reader));
 	unmap_queue(&helper->events);
 	unmap_queue(&helper->doorbell);
+}
+
+void tracing_position(char *text, size_t size)
+{
+	size_t length = (size_t)snprintf(text, size, "processes=%llu\n", (unsigned long long)tally->made);
+	for (unsigned cpu = 0, count = cpus(); cpu < count && length < size; cpu++)
+		length += (size_t)snprintf(text + length, size - length, "cpu=%llu\n", (unsigned long long)rings[cpu].head);
 }

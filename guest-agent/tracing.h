@@ -17,7 +17,10 @@ uint64_t tracing_memory_bytes(void);
  */
 void tracing_start(int job_fd, int root_fd, uint64_t root_device, int switch_fd, struct audit_options *helper);
 
-/* Takes the mappings away again from PID 1, when the helper has them. */
+/* Takes from PID 1 what only the helper writes. */
 void tracing_forget(const struct audit_options *helper);
+
+/* The text of GET /v1/audit. */
+void tracing_position(char *text, size_t size);
 
 #endif
