@@ -7,6 +7,7 @@
  * loop, so that other runs and the daemon's other work come in between, and answers at a rate that no honest job needs more of.
  */
 import type { Socket } from 'node:net';
+import { isDeepStrictEqual } from 'node:util';
 import { printable } from '../core/bounded-tail.ts';
 import { CtError, messageOf } from '../core/errors.ts';
 import type { StreamFacts } from '../egress/control.ts';
@@ -34,16 +35,26 @@ const MAX_NOTICES = 100;
 /** What a run may ask at once, and each second from then on: an install of a thousand packages asks five thousand. */
 const QUESTION_BURST = 5000;
 const QUESTIONS_PER_SECOND = 2000;
+/**
+ * What evaluating and recording them may take of the daemon's time. A name of 126 labels takes fifty times as long as an ordinary
+ * one, so a question costs as many as could have been asked in its time.
+ */
+const BUSY_MS_PER_SECOND = 100;
 const PAUSE_MS = 10;
+/** In place of the id of an entry, of what could not be recorded. */
+const UNRECORDED = 'unrecorded';
 
-/** What the gate needs of a policy engine. A decision that could not be made is a denial. */
+/**
+ * What the gate needs of a policy engine. A decision that could not be made is a denial. One that comes at once is that of a
+ * fixed policy, and is kept for the run; one that is waited for comes from somewhere else, where it may be another tomorrow.
+ */
 export interface EgressPolicy {
   decideEgress(input: EgressInput): Decided<EgressDecision> | Promise<Decided<EgressDecision>>;
 }
 
 /** Where decisions are put on record. */
 export interface EgressRecord {
-  /** The id of the entry. Throws if it cannot be recorded: then the answer is no. */
+  /** The id of the entry. Throws if it cannot be recorded: then the answer is no, and a ban is one all the same. */
   add(input: EgressInput, decided: Decided<EgressDecision>): string;
   /** The decision of that id was given once more. */
   repeat(id: string): void;
@@ -90,13 +101,22 @@ interface Connection {
 
 interface Remembered {
   readonly settled: Promise<Settled>;
+  /** Of a policy that may have changed meanwhile: it is asked again, and only a different answer is a new entry. */
+  before: RecordedAs | undefined;
   count: number;
+}
+
+interface RecordedAs {
+  readonly id: string;
+  readonly decision: EgressDecision;
 }
 
 interface Settled {
   /** Absent if the decision could not be recorded. */
   readonly id: string | undefined;
   readonly decision: EgressDecision;
+  /** Of a policy that is fixed. */
+  readonly lasts: boolean;
 }
 
 export class EgressGate {
@@ -256,8 +276,8 @@ export class EgressGate {
     }
     const { id, host, port, literal } = question;
     const connection = ++this.#lastConnection;
-    this.#openQuestions -= 1;
     const handle = this.#peer.answer(id, { connected: true, connection }, socket);
+    this.#openQuestions -= 1;
     this.#connections.set(connection, { host, port, literal, handle });
   }
 
@@ -265,8 +285,8 @@ export class EgressGate {
   async #decide(request: EgressRequest): Promise<EgressDecision> {
     const step = this.#step;
     const key = JSON.stringify([step ?? null, request]);
-    let known = this.#remembered.get(key);
-    if (known) {
+    const known = this.#remembered.get(key);
+    if (known && !known.before) {
       known.count += 1;
       const { count } = known;
       const { id, decision } = await known.settled;
@@ -277,9 +297,10 @@ export class EgressGate {
       this.#ended.signal.throwIfAborted();
       return decision;
     }
-    known = { settled: this.#evaluate(request, step), count: 1 };
-    this.#remember(key, known);
-    const { decision } = await known.settled;
+    const count = 1 + (known?.count ?? 0);
+    const settled = this.#evaluate(request, step, known?.before && { ...known.before, count });
+    this.#remember(key, { settled, before: undefined, count });
+    const { decision } = await settled;
     this.#ended.signal.throwIfAborted();
     return decision;
   }
@@ -287,8 +308,11 @@ export class EgressGate {
   #remember(key: string, known: Remembered): void {
     this.#remembered.set(key, known);
     known.settled.then(
-      // One that could not be made or recorded may be the next time.
-      ({ id }) => id === undefined && this.#remembered.delete(key),
+      ({ id, decision, lasts }) => {
+        // One that could not be made or recorded may be the next time.
+        if (id === undefined) this.#remembered.delete(key);
+        else if (!lasts) known.before = { id, decision };
+      },
       () => this.#remembered.delete(key),
     );
     const [oldest] = this.#remembered.keys();
@@ -296,38 +320,49 @@ export class EgressGate {
   }
 
   /** New: asks policy when it is this run's turn, puts the answer on record, and draws the consequences at once. */
-  #evaluate(request: EgressRequest, step: number | undefined): Promise<Settled> {
+  #evaluate(
+    request: EgressRequest,
+    step: number | undefined,
+    before: (RecordedAs & { readonly count: number }) | undefined,
+  ): Promise<Settled> {
     const { promise, resolve, reject } = Promise.withResolvers<Settled>();
-    const settle = (input: EgressInput, decided: Decided<EgressDecision>): void => {
+    const stepName = this.#stepName(step);
+    const settle = (input: EgressInput, decided: Decided<EgressDecision>, lasts: boolean): void => {
       if (this.#ended.signal.aborted) {
         reject(this.#ended.signal.reason);
         return;
       }
       const { decision } = decided;
+      const isRepeat = before !== undefined && isDeepStrictEqual(before.decision, decision);
       let id: string;
       try {
-        id = this.#options.record.add(input, decided);
+        id = isRepeat ? before.id : this.#options.record.add(input, decided);
       } catch (error) {
         const denial = unrecorded(error);
-        resolve({ id: undefined, decision: { action: 'deny', denial } });
+        resolve({ id: undefined, decision: { action: 'deny', denial }, lasts: false });
         this.#notice(request, 'deny', denial);
+        // Whoever fills the record first does not get around what a denial leads to.
+        if (decision.action !== 'allow')
+          this.#consequences({ id: UNRECORDED, request, decision, count: 1, step: stepName });
         return;
       }
-      resolve({ id, decision });
-      this.#consequences({ id, request, decision, count: 1, step: this.#stepName(step) });
+      if (isRepeat) this.#options.record.repeat(id);
+      resolve({ id, decision, lasts });
+      this.#consequences({ id, request, decision, count: isRepeat ? before.count : 1, step: stepName });
     };
     this.#inTurn(() => {
-      const input = this.#input(request, step);
-      let decided: Decided<EgressDecision> | Promise<Decided<EgressDecision>>;
+      const beganMs = performance.now();
       try {
-        decided = this.#options.policy.decideEgress(input);
+        const input = this.#input(request, step);
+        const decided = this.#options.policy.decideEgress(input);
+        // Not awaited where it need not be: a violation ends the VM in this turn.
+        if (decided instanceof Promise) decided.then((late) => settle(input, late, false)).catch(reject);
+        else settle(input, decided, true);
       } catch (error) {
         reject(error);
-        return;
+      } finally {
+        this.#allowance -= ((performance.now() - beganMs) * QUESTIONS_PER_SECOND) / BUSY_MS_PER_SECOND;
       }
-      // Not awaited where it need not be: a violation ends the VM in this turn.
-      if (decided instanceof Promise) decided.then((late) => settle(input, late)).catch(reject);
-      else settle(input, decided);
     });
     return promise;
   }

@@ -328,6 +328,76 @@ test('what cannot be recorded is denied, and so is what policy cannot decide; ne
   assert.deepEqual(await world.ask(dns('a.test')), { allowed: true });
 });
 
+test('whoever has filled the record first does not get around a ban, nor around what operators hear of', async () => {
+  const world = new World(({ kind, ...request }) =>
+    kind === 'dns' && 'name' in request && request.name === 'banned.test' ? TERMINATE : DENY,
+  );
+  world.recordError = new Error('the run has used up its 10000 decisions');
+  const answer = await world.ask(dns('a.test'));
+  assert.ok('allowed' in answer && !answer.allowed && /recorded/.test(answer.message));
+  assert.deepEqual(
+    world.denials.map(({ id, decision }) => [id, decision]),
+    [['unrecorded', DENY]],
+  );
+  assert.equal(world.terminated, undefined);
+  void world.ask(dns('banned.test'));
+  await sleep(20);
+  assert.equal(world.terminated?.code, 'POLICY_VIOLATION');
+  assert.equal(world.denials.at(-1)?.decision.action, 'terminate');
+
+  const control = new World(() => ALLOW);
+  control.recordError = new Error('disk full');
+  const denied = await control.ask(dns('banned.test'));
+  assert.ok('allowed' in denied && !denied.allowed);
+  assert.deepEqual([control.terminated, control.denials], [undefined, []]);
+});
+
+test('a policy that answers from elsewhere is asked each time; the record tells the same answer once', async () => {
+  let decision = ALLOW;
+  const world = new World(async () => decision);
+  for (let i = 0; i < 3; i++) assert.deepEqual(await world.ask(dns('a.test')), { allowed: true });
+  assert.equal(world.asked.length, 3);
+  assert.deepEqual([world.recorded.length, world.repeats], [1, ['d1', 'd1']]);
+  decision = DENY;
+  const [first, second] = await Promise.all([world.ask(dns('a.test')), world.ask(dns('a.test'))]);
+  assert.ok(
+    first && 'allowed' in first && !first.allowed && second && 'allowed' in second && !second.allowed,
+  );
+  assert.equal(world.asked.length, 4);
+  assert.equal(world.recorded.length, 2);
+
+  const control = new World(() => decision);
+  await control.ask(dns('a.test'));
+  decision = ALLOW;
+  const kept = await control.ask(dns('a.test'));
+  assert.ok('allowed' in kept && !kept.allowed);
+});
+
+test('questions that are expensive to decide about take a part of the time of the daemon, not all of it', async () => {
+  const evaluationMs = 5;
+  const evaluationsIn = async (spentMs: number, windowMs: number): Promise<number> => {
+    const world = new World(() => {
+      for (const until = performance.now() + spentMs; performance.now() < until; );
+      return DENY;
+    });
+    let asks = true;
+    let name = 0;
+    const asking = Array.from({ length: 20 }, async () => {
+      while (asks) await Promise.race([world.ask(dns(`n${name++}.test`)), sleep(windowMs)]);
+    });
+    await sleep(windowMs);
+    asks = false;
+    world.gate.close();
+    await Promise.all(asking);
+    return world.asked.length;
+  };
+  // What may be spent at once is 250 ms, and then a tenth of the time.
+  const expensive = await evaluationsIn(evaluationMs, 1500);
+  assert.ok(expensive >= 30 && expensive <= 110, `${expensive} evaluations of ${evaluationMs} ms in 1.5 s`);
+  const cheap = await evaluationsIn(0, 500);
+  assert.ok(cheap > 500, `the control: ${cheap} cheap evaluations`);
+});
+
 test('a slow policy holds up nobody else', async () => {
   const slow = Promise.withResolvers<EgressDecision>();
   const world = new World((request) =>
