@@ -578,6 +578,11 @@ export const COMMANDS: readonly CommandSpec[] = [
         help: 'image whose kernel and initramfs it gets; debian-12 if absent',
       },
       {
+        name: 'user',
+        value: 'NAME',
+        help: 'account of the image that steps run as, over what the image says',
+      },
+      {
         name: 'allow-setuid',
         help: 'take an image with set-uid files or file capabilities, without these rights',
       },

@@ -169,6 +169,24 @@ test('user, environment and packages come from the image; an account is added wh
   assert.deepEqual(manifest.imported?.entrypoint, ['/app']);
   assert.ok(!own.files.some((line) => /hidden|ssh_host/.test(line)));
 
+  const directory = freshDirectory();
+  const passwd = 'dev:x:1007:1008::/home/dev:/bin/sh\nodd:x:1009:1009::/srv/odd:/bin/sh\n';
+  writeLayout(join(directory, 'layout'), { layers: [tar([{ name: 'etc/passwd', data: passwd }])] });
+  const importAs = (user: string) =>
+    importImage({
+      source: { kind: 'oci', path: join(directory, 'layout') },
+      name: 'test',
+      ctHome: join(directory, 'home'),
+      machine: NO_MACHINE,
+      user,
+      allowSetuid: false,
+    });
+  const expected = { name: 'dev', uid: 1007, gid: 1008, home: '/home/dev' };
+  assert.deepEqual((await importAs('dev')).manifest.user, expected);
+  assert.deepEqual((await importAs('1007')).manifest.user, expected);
+  for (const user of ['odd', 'root', '0', 'absent'])
+    await assert.rejects(importAs(user), { code: 'USAGE' }, user);
+
   const added = await importLayout({ layers: [tar([{ name: 'app', data: 'x', mode: 0o755 }])] });
   assert.deepEqual(added.image.manifest.user, { name: 'ci', uid: 1000, gid: 1000, home: '/home/ci' });
   assert.match(

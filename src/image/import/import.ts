@@ -46,6 +46,8 @@ export interface ImportOptions {
   readonly ctHome: string;
   /** A stored image, whose kernel and initramfs it gets. */
   readonly machine: Pick<ImageManifest, 'kernel' | 'initramfs'>;
+  /** Account of the image that steps run as, by name or uid; what the image says if absent. */
+  readonly user?: string | undefined;
   /** Takes images with set-uid files and file capabilities, without these rights. */
   readonly allowSetuid: boolean;
   readonly maxBytes?: number;
@@ -126,11 +128,16 @@ async function importNamed(options: ImportOptions): Promise<ImportedImage> {
   dropPrivileges(tree);
   const packages = await findPackages(tree, spool);
   await makeMountPoints(tree, spool);
-  const user = await jobUser(tree, spool, config?.user ?? '');
+  const user = await jobUser(tree, spool, options.user ?? config?.user ?? '');
+  if (options.user !== undefined && ![user.name, String(user.uid)].includes(options.user)) {
+    throw new CtError('USAGE', `the image has no account ${options.user} that a job can run as`, {
+      hint: 'its uid and gid must be between 1000 and 65533, and its home directly below /home',
+    });
+  }
   progress('writing the file system');
   const path = join(workDirectory, 'rootfs');
   const definitionDigest = sha256(
-    JSON.stringify([IMPORT_RECIPE, options.source.kind, sourceDigest, options.allowSetuid]),
+    JSON.stringify([IMPORT_RECIPE, options.source.kind, sourceDigest, options.allowSetuid, user]),
   );
   await writeErofs({
     root: tree.root,

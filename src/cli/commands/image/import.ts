@@ -51,6 +51,7 @@ export async function run(parsed: ParsedOptions, output: Output): Promise<number
     name,
     ctHome,
     machine: await new ImageStore(ctHome).manifest(machine),
+    user: parsed.value('user'),
     allowSetuid: parsed.has('allow-setuid'),
     ...(maxBytes === undefined ? {} : { maxBytes }),
     signal,
