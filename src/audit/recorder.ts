@@ -4,6 +4,7 @@
  */
 import type { Readable } from 'node:stream';
 import { type CtError, toCtError } from '../core/errors.ts';
+import { AuditFrame } from '../protocol/audit.ts';
 import { FrameParser, type ParsedFrame } from './frame-parser.ts';
 import { type AuditLimits, AuditWriter } from './segment-writer.ts';
 import type { AuditSummary } from './summary.ts';
@@ -36,6 +37,10 @@ export interface AuditRecorderOptions {
   readonly silenceMs?: number;
   /** Milliseconds since 1970. */
   readonly now?: () => number;
+  /**
+   * Whether the guest is to be read on when the record is lost: its run goes on, and a guest that is not read stops its job.
+   */
+  readonly readsOn?: boolean;
   /** Sees every frame once it is on its way to the disk. The frame holds during the call only. */
   readonly onFrame?: (frame: ParsedFrame) => void;
 }
@@ -46,6 +51,7 @@ export class AuditRecorder {
   readonly #parser: FrameParser;
   readonly #now: () => number;
   readonly #silenceMs: number;
+  readonly #readsOn: boolean;
   readonly #lost = Promise.withResolvers<CtError>();
   #failure: CtError | undefined;
   readonly #reading: Promise<void>;
@@ -58,17 +64,20 @@ export class AuditRecorder {
   /** The guest cannot be heard because it is us who do not listen. */
   #isBusy = false;
   #isFinishing = false;
+  #beats: { left: number; readonly done: () => void } | undefined;
   #waiting: { readonly position: AuditPosition; readonly done: () => void } | undefined;
 
   constructor(options: AuditRecorderOptions) {
     this.#channel = options.channel;
     this.#now = options.now ?? Date.now;
     this.#silenceMs = options.silenceMs ?? SILENCE_MS;
+    this.#readsOn = options.readsOn ?? false;
     this.#writer = new AuditWriter(options.directory, options.run, options.limits);
     this.#parser = new FrameParser(options.cpus, (frame) => {
       this.#writer.append(frame, this.#now());
       this.#silentChecks = 0;
       this.#started.resolve();
+      if (frame.type === AuditFrame.heartbeat) this.#beat();
       options.onFrame?.(frame);
     });
     this.#timer = setInterval(() => this.#checkSilence(), SILENCE_CHECK_MS);
@@ -108,6 +117,29 @@ export class AuditRecorder {
   }
 
   /**
+   * Waits for as many heartbeats. A guest sends everything that waits between two of them, so what was recorded before this
+   * call is there after two. Returns whether they came in time.
+   */
+  async heartbeats(count: number, timeoutMs: number): Promise<boolean> {
+    const { promise, resolve } = Promise.withResolvers<boolean>();
+    this.#beats = { left: count, done: () => resolve(true) };
+    const timer = setTimeout(() => resolve(false), timeoutMs);
+    void this.#lost.promise.then(() => resolve(false));
+    try {
+      return await promise;
+    } finally {
+      clearTimeout(timer);
+      this.#beats = undefined;
+    }
+  }
+
+  #beat(): void {
+    if (!this.#beats) return;
+    this.#beats.left -= 1;
+    if (this.#beats.left === 0) this.#beats.done();
+  }
+
+  /**
    * Ends the record and the channel. Legal once, when the run needs no record any more. Throws what kept it from being
    * written: then there is nothing to seal.
    */
@@ -128,14 +160,24 @@ export class AuditRecorder {
 
   async #read(pending: Buffer = Buffer.alloc(0)): Promise<void> {
     try {
-      await this.#take(pending);
-      for await (const chunk of this.#channel) await this.#take(chunk as Buffer);
-      this.#parser.end();
+      await this.#takeOrFail(pending);
+      for await (const chunk of this.#channel) await this.#takeOrFail(chunk as Buffer);
+      if (!this.#failure) this.#parser.end();
       this.#fail(new AuditViolation('closed', 'the guest closed the channel while its job was running'));
     } catch (error) {
       if (error instanceof AuditViolation || this.#isOwn(error)) this.#fail(toCtError(error));
       else
         this.#fail(new AuditViolation('closed', 'the channel of the guest broke while its job was running'));
+    }
+  }
+
+  /** A guest that is read on may say what it likes. */
+  async #takeOrFail(chunk: Buffer): Promise<void> {
+    try {
+      await this.#take(chunk);
+    } catch (error) {
+      if (!this.#readsOn) throw error;
+      this.#fail(toCtError(error));
     }
   }
 
@@ -184,6 +226,6 @@ export class AuditRecorder {
     this.#failure = error;
     clearInterval(this.#timer);
     this.#lost.resolve(error);
-    this.#channel.destroy();
+    if (!this.#readsOn) this.#channel.destroy();
   }
 }

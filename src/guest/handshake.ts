@@ -61,6 +61,7 @@ async function awaitBytes(
   const onError = (error: Error): void => {
     reject(new CtError('VMM_EXITED_EARLY', 'the guest channel failed', { cause: error }));
   };
+  if (control.readableEnded || control.destroyed) onEnd();
   control.on('readable', onReadable);
   control.once('end', onEnd).once('close', onEnd).once('error', onError);
   try {

@@ -89,6 +89,7 @@ async function handle(command: LinkCommand, socket: Socket | undefined): Promise
       const client = new ClientChannel(required(socket), Buffer.from(command.pending, 'base64'), journal);
       running = client;
       if (command.audit) audit.begin({ run: command.run, ...command.audit });
+      else audit.discard();
       const current = required(session);
       current.watch();
       // Nobody waits until the client of the job has read that a shell was opened.
