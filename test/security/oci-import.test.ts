@@ -162,6 +162,16 @@ test('whiteouts remove names of lower layers and nothing else', async () => {
   }
   await refused('with contents', importLayers([FINE], [{ name: '.wh.fine', data: 'x' }]), /whiteout/);
   await refused('a link', importLayers([FINE], [{ name: '.wh.fine', type: '2', target: 'x' }]), /whiteout/);
+  const opaque: TarMember = { name: 'd/.wh..wh..opq' };
+  const lower: TarMember[] = [{ name: 'd/x' }, { name: 'l', type: '2', target: 'd' }];
+  await refused('the same again', importLayers(lower, [opaque, opaque]), /twice/);
+  await refused(
+    'the same through a link',
+    importLayers(lower, [opaque, { name: 'l/.wh..wh..opq' }]),
+    /twice/,
+  );
+  await refused('the same name', importLayers([FINE], [{ name: '.wh.fine' }, { name: '.wh.fine' }]), /twice/);
+  await importLayers(lower, [opaque], [opaque]);
   await importLayers([FINE], [{ name: '.wh.fine' }, { name: '.wh.absent' }, { name: 'absent/.wh..wh..opq' }]);
 });
 

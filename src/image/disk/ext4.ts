@@ -37,6 +37,8 @@ const SECURITY_ATTRIBUTE = 6;
 
 /** One of 100,000 files has 3 MB. */
 const MAX_DIRECTORY_BYTES = 64 * 1024 * 1024;
+/** All directories may claim the same blocks. */
+const MAX_ALL_DIRECTORIES_BYTES = 1024 * 1024 * 1024;
 const MAX_TARGET_BYTES = 4096;
 /** Blocks of extent trees over all files; a file of 16 GiB in the smallest pieces has 400,000 extents in 1,200 blocks. */
 const MAX_INDEX_BLOCKS = 200_000;
@@ -120,6 +122,7 @@ class ExtReader {
   readonly #has64Bit: boolean;
   readonly #firstPaths = new Map<number, string>();
   readonly #directories = new Set<number>();
+  #directoryBytes = 0;
   #indexBlocks = 0;
   #inodesRead = 0;
 
@@ -203,6 +206,8 @@ class ExtReader {
     directory: Inode,
     path: string,
   ): Promise<{ readonly name: string; readonly number: number }[]> {
+    this.#directoryBytes += directory.sizeBytes;
+    if (this.#directoryBytes > MAX_ALL_DIRECTORIES_BYTES) throw refused('the directories are too large');
     if (directory.sizeBytes > MAX_DIRECTORY_BYTES) throw refused(`the directory ${shown(path)} is too large`);
     const parts: Buffer[] = [];
     await this.#forward(directory, async (piece) => void parts.push(piece));

@@ -64,6 +64,7 @@ export const ROOT_ATTRIBUTES: Attributes = { mode: 0o755, uid: 0, gid: 0 };
 export class FileTree {
   readonly root: DirectoryNode = { kind: 'directory', ...ROOT_ATTRIBUTES, layer: 0, children: new Map() };
   #entries = 0;
+  readonly #whiteouts = new WeakMap<DirectoryNode, Set<string>>();
 
   addDirectory(path: string, attributes: Attributes, layer: number): void {
     checkAttributes(path, attributes);
@@ -121,6 +122,7 @@ export class FileTree {
   whiteOut(directoryPath: string, name: string, layer: number): void {
     checkName(name, `${directoryPath}/${name}`);
     const directory = this.#walk(splitPath(directoryPath), layer, directoryPath, false);
+    if (directory !== undefined) this.#noteWhiteout(directory, name, layer);
     const hidden = directory?.children.get(name);
     if (hidden !== undefined && !keepsOnly(hidden, layer)) directory?.children.delete(name);
   }
@@ -128,7 +130,9 @@ export class FileTree {
   /** Hides what lower layers have in this directory. */
   whiteOutAll(directoryPath: string, layer: number): void {
     const directory = this.#walk(splitPath(directoryPath), layer, directoryPath, false);
-    if (directory !== undefined) keepChildrenOnly(directory, layer);
+    if (directory === undefined) return;
+    this.#noteWhiteout(directory, '', layer);
+    keepChildrenOnly(directory, layer);
   }
 
   /** What is at `path`; links are not followed. For paths that we name ourselves. */
@@ -170,6 +174,15 @@ export class FileTree {
     }
     this.#count();
     parent.children.set(name, node);
+  }
+
+  /** Each looks at what it hides: the same one again and again would look without end. */
+  #noteWhiteout(directory: DirectoryNode, name: string, layer: number): void {
+    this.#count();
+    const key = `${layer}/${name}`;
+    const seen = this.#whiteouts.get(directory) ?? new Set();
+    if (seen.has(key)) throw refused(`${shown(name)} is hidden twice by one layer`);
+    this.#whiteouts.set(directory, seen.add(key));
   }
 
   #count(): void {

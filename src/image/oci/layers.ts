@@ -6,7 +6,7 @@ import { constants, createGunzip, createZstdDecompress } from 'node:zlib';
 import { CtError } from '../../core/errors.ts';
 import { ByteSource } from '../import/byte-source.ts';
 import type { ContentSpool } from '../import/content-spool.ts';
-import { type FileTree, splitPath } from '../import/file-tree.ts';
+import { type FileTree, MAX_ENTRIES, splitPath } from '../import/file-tree.ts';
 import { refused, shown } from '../import/refusal.ts';
 import { readTar, type TarEntry } from './tar.ts';
 
@@ -21,6 +21,9 @@ const EXPANSION_CHECKED_FROM_BYTES = 64 * 1024 * 1024;
 /** What zstd's own command line accepts without being told: 128 MiB of memory. */
 const ZSTD_WINDOW_LOG_MAX = 27;
 const OUTPUT_CHUNK_BYTES = 256 * 1024;
+
+/** Directories may be named again and again, and cost time. */
+const MAX_LAYER_ENTRIES = 2 * MAX_ENTRIES;
 
 export type Compression = 'none' | 'gzip' | 'zstd';
 
@@ -100,7 +103,11 @@ function decompressor(compression: 'gzip' | 'zstd'): NodeJS.ReadWriteStream {
 }
 
 async function applyArchive(source: ByteSource, index: number, { tree, spool }: ApplyOptions): Promise<void> {
+  let entries = 0;
   await readTar(source, async (entry, read) => {
+    entries += 1;
+    if (entries > MAX_LAYER_ENTRIES)
+      throw refused(`layer ${index} has more than ${MAX_LAYER_ENTRIES} entries`);
     if (applyWhiteout(entry, index, tree)) return;
     switch (entry.kind) {
       case 'directory':
