@@ -1,9 +1,15 @@
 /** Hostile registries: wrong bytes, endless ones, and ways to get at credentials or at services of this machine. */
 import assert from 'node:assert/strict';
-import { mkdirSync, readdirSync } from 'node:fs';
+import { execFileSync, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdirSync, readdirSync, readFileSync } from 'node:fs';
 import type { IncomingMessage, ServerResponse } from 'node:http';
+import { createServer as createHttpsServer } from 'node:https';
+import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
+
 import { after, test } from 'node:test';
+import { installRoot } from '../../src/core/install.ts';
 import { pullImage, pushImage } from '../../src/image/oci/distribute.ts';
 import { encodeManifest, parsePulledManifest } from '../../src/image/oci/pulled-manifest.ts';
 import { parseReference } from '../../src/image/oci/reference.ts';
@@ -366,4 +372,49 @@ test('no credential is in a message, whatever the registry says', async () => {
     assert.ok(!all.includes(password) && !all.includes(Buffer.from(`u:${password}`).toString('base64')));
     return true;
   });
+});
+
+test('a registry whose certificate nobody vouches for is not spoken to', async () => {
+  const at = directory();
+  const [key, certificate] = [join(at, 'key.pem'), join(at, 'certificate.pem')];
+  const subject = ['-subj', '/CN=localhost', '-addext', 'subjectAltName=IP:127.0.0.1'];
+  const files = ['-keyout', key, '-out', certificate];
+  execFileSync(
+    'openssl',
+    ['req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '1', ...subject, ...files],
+    {
+      stdio: 'pipe',
+    },
+  );
+  let requests = 0;
+  const server = createHttpsServer(
+    { key: readFileSync(key), cert: readFileSync(certificate) },
+    (_request, response) => {
+      requests += 1;
+      response.writeHead(404).end();
+    },
+  ).listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  try {
+    const name = `https://127.0.0.1:${(server.address() as AddressInfo).port}/small:1`;
+    await assert.rejects(clientOf(name).manifest('1'), { code: 'REGISTRY_FAILED', message: /certificate/ });
+    assert.equal(requests, 0);
+    // The same, by a process that is told whom to trust.
+    const script = `import { clientOf } from '${join(installRoot, 'test/support/registry.ts')}';
+      console.log(await clientOf('${name}').manifest('1'));`;
+    const child = spawn(process.execPath, ['--input-type=module', '-e', script], {
+      env: { PATH: process.env['PATH'], NODE_EXTRA_CA_CERTS: certificate },
+      stdio: ['ignore', 'pipe', 'inherit'],
+    });
+    let out = '';
+    child.stdout.on('data', (chunk: Buffer) => {
+      out += chunk.toString();
+    });
+    await once(child, 'close');
+    assert.equal(out, 'undefined\n');
+    assert.equal(requests, 1);
+  } finally {
+    server.closeAllConnections();
+    server.close();
+  }
 });
