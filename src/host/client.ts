@@ -183,8 +183,8 @@ interface Program {
 function daemonProgram(ctHome: string, socketPath: string): Program {
   const env: Record<string, string> = {
     PATH: process.env['PATH'] ?? '/usr/sbin:/usr/bin:/sbin:/bin',
-    // Resolvers block threads that files need, too: half of these are theirs (libuv).
-    UV_THREADPOOL_SIZE: '16',
+    // Resolvers block threads that files need, too. Half of these are theirs (libuv), and a run has four at most (dialer.ts).
+    UV_THREADPOOL_SIZE: '64',
   };
   for (const [name, value] of Object.entries(process.env)) {
     if (value !== undefined && DAEMON_VARIABLES.test(name)) env[name] = value;

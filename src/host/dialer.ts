@@ -18,8 +18,16 @@ const MAX_ADDRESSES = 16;
 /** The resolver of the C library tells no time to live. Long enough for the connections of one download. */
 const REMEMBER_MS = 5000;
 const MAX_REMEMBERED = 1000;
-/** Lookups of one run that wait for the resolver: a slow name server must not hold up other runs. */
+/**
+ * Lookups of one run that the resolver works on, also when nobody waits for them any more: each takes a thread of the daemon
+ * for as long as the name server likes, and there are UV_THREADPOOL_SIZE / 2 for all runs (client.ts).
+ */
 const MAX_LOOKUPS_PER_RUN = 4;
+/**
+ * Sockets of one run that wait for an answer. A name with many addresses where nobody answers would otherwise take one for
+ * each of them, for each connection. Beyond it there are no rivals; every connection has its one attempt.
+ */
+const MAX_ATTEMPTS_PER_RUN = 256;
 
 /** Names that the operator has fixed (`egress.resolve` of the policy data), and the address of each. */
 export type FixedAddresses = ReadonlyMap<string, string>;
@@ -27,14 +35,22 @@ export type FixedAddresses = ReadonlyMap<string, string>;
 export interface DialerOptions {
   /** Asked for every name that is not fixed; that of the machine unless a test has another. */
   readonly resolver?: (host: string) => Promise<readonly LookupAddress[]>;
+  readonly resolveTimeoutMs?: number;
   readonly attemptDelayMs?: number;
   readonly connectTimeoutMs?: number;
+}
+
+interface Lookup {
+  /** Addresses of the name, in the order of the resolver. Rejects with its error, or when it takes too long. */
+  readonly found: Promise<readonly string[]>;
+  /** When the resolver is done. Never rejects. */
+  readonly over: Promise<unknown>;
 }
 
 /** One for the whole daemon: it remembers names for a moment. */
 export class Dialer {
   readonly #options: DialerOptions;
-  readonly #names = new Map<string, { readonly until: number; readonly found: Promise<readonly string[]> }>();
+  readonly #names = new Map<string, Lookup & { readonly until: number }>();
 
   constructor(options: DialerOptions = {}) {
     this.#options = options;
@@ -45,25 +61,31 @@ export class Dialer {
     return new DialSession(this, fixed, this.#options);
   }
 
-  /** Addresses of a name, in the order of the resolver. Rejects with its error. */
-  lookup(host: string): Promise<readonly string[]> {
+  lookup(host: string): Lookup {
     const now = performance.now();
     const known = this.#names.get(host);
-    if (known && known.until > now) return known.found;
-    const found = this.#ask(host);
+    if (known && known.until > now) return known;
+    const resolver = this.#options.resolver ?? ((name) => lookup(name, { all: true, order: 'verbatim' }));
+    const answers = resolver(host);
+    const over = answers.then(
+      () => {},
+      () => {},
+    );
+    const asked = { until: now + REMEMBER_MS, found: this.#addressesOf(answers), over };
     this.#names.delete(host);
-    this.#names.set(host, { until: now + REMEMBER_MS, found });
-    found.catch(() => this.#names.delete(host));
+    this.#names.set(host, asked);
+    asked.found.catch(() => {
+      if (this.#names.get(host) === asked) this.#names.delete(host);
+    });
     const [oldest] = this.#names.keys();
     if (this.#names.size > MAX_REMEMBERED && oldest !== undefined) this.#names.delete(oldest);
-    return found;
+    return asked;
   }
 
-  async #ask(host: string): Promise<readonly string[]> {
-    const resolver = this.#options.resolver ?? ((name) => lookup(name, { all: true, order: 'verbatim' }));
+  async #addressesOf(asked: Promise<readonly LookupAddress[]>): Promise<readonly string[]> {
     const answers = await withDeadline(
-      resolver(host),
-      RESOLVE_TIMEOUT_MS,
+      asked,
+      this.#options.resolveTimeoutMs ?? RESOLVE_TIMEOUT_MS,
       () => new CtError('INTERNAL', 'the resolver of this host did not answer in time'),
     );
     const addresses = answers
@@ -84,6 +106,7 @@ export class DialSession {
   readonly #timeoutMs: number;
   readonly #waiting: (() => void)[] = [];
   #lookups = 0;
+  #attempts = 0;
 
   constructor(dialer: Dialer, fixed: FixedAddresses, options: DialerOptions) {
     this.#dialer = dialer;
@@ -97,22 +120,27 @@ export class DialSession {
     return this.#facts([address], 'literal');
   }
 
-  /** Addresses of `host`, at least one. Rejects with {@link Unreachable}. */
-  async resolve(host: string): Promise<readonly AddressFact[]> {
+  /** Addresses of `host`, at least one. Rejects with {@link Unreachable}, or with the reason of `signal`. */
+  async resolve(host: string, signal: AbortSignal): Promise<readonly AddressFact[]> {
     const fixed = this.#fixed.get(host);
     if (fixed !== undefined) return this.#facts([fixed], 'operator');
-    let addresses: readonly string[];
-    if (this.#lookups >= MAX_LOOKUPS_PER_RUN)
-      await new Promise<void>((resolve) => this.#waiting.push(resolve));
-    this.#lookups += 1;
-    try {
-      addresses = await this.#dialer.lookup(host);
-    } catch (error) {
-      throw new Unreachable(`${host} could not be resolved on this host: ${codeOf(error)}`);
-    } finally {
-      this.#lookups -= 1;
-      this.#waiting.shift()?.();
+    if (this.#lookups < MAX_LOOKUPS_PER_RUN) this.#lookups += 1;
+    else await new Promise<void>((resolve) => this.#waiting.push(resolve));
+    // The place goes to the next that waits, if one does.
+    const leave = (): void => {
+      const next = this.#waiting.shift();
+      if (next) next();
+      else this.#lookups -= 1;
+    };
+    if (signal.aborted) {
+      leave();
+      throw signal.reason;
     }
+    const { found, over } = this.#dialer.lookup(host);
+    void over.then(leave);
+    const addresses = await found.catch((error: unknown) => {
+      throw new Unreachable(`${host} could not be resolved on this host: ${codeOf(error)}`);
+    });
     if (addresses.length === 0) throw new Unreachable(`${host} has no address`);
     return this.#facts(addresses, 'resolver');
   }
@@ -133,6 +161,7 @@ export class DialSession {
       clearTimeout(headStart);
       signal.removeEventListener('abort', onAbort);
       waiting.length = 0;
+      this.#attempts -= attempts.size;
       for (const attempt of attempts) if (attempt !== winner) attempt.destroy();
       attempts.clear();
       if (winner) resolve(winner);
@@ -145,6 +174,10 @@ export class DialSession {
     );
     const next = (): void => {
       clearTimeout(headStart);
+      if (attempts.size > 0 && this.#attempts >= MAX_ATTEMPTS_PER_RUN) {
+        headStart = setTimeout(next, this.#attemptDelayMs);
+        return;
+      }
       const address = waiting.shift();
       if (address === undefined) {
         if (attempts.size === 0) settle(undefined, new Unreachable(failure));
@@ -152,10 +185,13 @@ export class DialSession {
       }
       const socket = new Socket({ allowHalfOpen: true });
       attempts.add(socket);
+      this.#attempts += 1;
       socket.pause();
       const onError = (error: Error): void => {
         failure = `${address}: ${codeOf(error)}`;
-        if (attempts.delete(socket)) next();
+        if (!attempts.delete(socket)) return;
+        this.#attempts -= 1;
+        next();
       };
       socket.on('error', onError);
       socket.once('connect', () => {
@@ -209,5 +245,6 @@ function interleaved(addresses: readonly string[]): string[] {
 }
 
 function codeOf(error: unknown): string {
+  if (error instanceof CtError) return error.message;
   return String((error as { code?: unknown } | null)?.code ?? messageOf(error));
 }

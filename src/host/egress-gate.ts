@@ -255,7 +255,7 @@ export class EgressGate {
     this.#dials += 1;
     try {
       const { dial } = this.#options;
-      const addresses = literal ? dial.literal(host) : await dial.resolve(host);
+      const addresses = literal ? dial.literal(host) : await dial.resolve(host, this.#ended.signal);
       const decision = await this.#decide({ kind: 'address', host, port, literal, addresses });
       if (decision.action !== 'allow') return denied(decision);
       // Exactly those that were decided about.

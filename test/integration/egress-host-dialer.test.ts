@@ -31,10 +31,10 @@ async function listening(
 test('names that the operator has fixed need no resolver, and say where their address comes from', async () => {
   const dialer = new Dialer({ resolver: () => Promise.reject(new Error('asked')) });
   const session = dialer.session(new Map([['mirror.test', '127.0.0.1']]));
-  assert.deepEqual(await session.resolve('mirror.test'), [
+  assert.deepEqual(await session.resolve('mirror.test', NEVER), [
     { address: '127.0.0.1', classes: ['host', 'loopback'], source: 'operator' },
   ]);
-  await assert.rejects(session.resolve('other.test'), Unreachable);
+  await assert.rejects(session.resolve('other.test', NEVER), Unreachable);
 });
 
 test('all addresses of a name are told, canonical and with their classes', async () => {
@@ -45,7 +45,7 @@ test('all addresses of a name are told, canonical and with their classes', async
       { address: '8.8.8.8', family: 4 },
     ],
   });
-  assert.deepEqual(await dialer.session().resolve('mixed.test'), [
+  assert.deepEqual(await dialer.session().resolve('mixed.test', NEVER), [
     { address: '10.0.0.1', classes: ['private', 'translated'], source: 'resolver' },
     { address: '8.8.8.8', classes: [], source: 'resolver' },
   ]);
@@ -61,10 +61,10 @@ test('a name is asked for once, also by many at once; a failure is not remembere
     },
   });
   const session = dialer.session();
-  await assert.rejects(session.resolve('a.test'), {
+  await assert.rejects(session.resolve('a.test', NEVER), {
     message: 'a.test could not be resolved on this host: EAI_AGAIN',
   });
-  await Promise.all(Array.from({ length: 20 }, () => session.resolve('a.test')));
+  await Promise.all(Array.from({ length: 20 }, () => session.resolve('a.test', NEVER)));
   assert.equal(asked, 2);
 });
 
@@ -79,8 +79,42 @@ test('a run has four lookups under way at most, and the others follow', async ()
     },
   });
   const session = dialer.session();
-  await Promise.all(Array.from({ length: 20 }, (_, i) => session.resolve(`${i}.test`)));
+  await Promise.all(Array.from({ length: 20 }, (_, i) => session.resolve(`${i}.test`, NEVER)));
   assert.equal(most, 4);
+});
+
+test('a lookup counts until the resolver is done, also when nobody waits for it any more; other runs go on', async () => {
+  const stuck: (() => void)[] = [];
+  let asked = 0;
+  const dialer = new Dialer({
+    resolveTimeoutMs: 20,
+    resolver: async (host) => {
+      asked += 1;
+      if (host.startsWith('slow')) await new Promise<void>((resolve) => stuck.push(resolve));
+      return [{ address: '8.8.8.8', family: 4 }];
+    },
+  });
+  const [hostile, other] = [dialer.session(), dialer.session()];
+  const ended = new AbortController();
+  const outcomes = Array.from({ length: 12 }, (_, i) =>
+    hostile.resolve(`slow${i}.test`, ended.signal).then(
+      () => 'found',
+      (error: Error) => error.message,
+    ),
+  );
+  await new Promise((resolve) => setTimeout(resolve, 100));
+  assert.equal(asked, 4);
+  assert.match(String(await outcomes[3]), /did not answer in time/);
+  assert.equal((await other.resolve('quick.test', NEVER)).length, 1);
+  assert.equal(asked, 5);
+  // The end of the run: what waits is never asked for.
+  stuck.shift()?.();
+  await new Promise((resolve) => setTimeout(resolve, 20));
+  assert.equal(asked, 6, 'the control: a place that is free is taken');
+  ended.abort(new Error('over'));
+  for (const answer of stuck) answer();
+  assert.deepEqual(await Promise.all(outcomes.slice(5)), Array(7).fill('over'));
+  assert.equal(asked, 6);
 });
 
 test('a socket is handed out paused and unread, and half-closes', async () => {
@@ -146,6 +180,32 @@ test('an address that does not answer gets a rival after its head start; none of
   await assert.rejects(session.connect(['127.0.0.3'], quiet.port, NEVER), {
     message: 'no answer within 0.6 s',
   });
+});
+
+test('rivals of one run are bounded, and every connection has one attempt', async () => {
+  await using quiet = await silent();
+  await using there = await listening();
+  const sockets = (): number =>
+    process.getActiveResourcesInfo().filter((name) => name === 'TCPSocketWrap').length;
+  const before = sockets();
+  const session = new Dialer({ attemptDelayMs: 1 }).session();
+  const ending = new AbortController();
+  const nowhere = Array.from({ length: 200 }, () => '127.0.0.3');
+  const few = session.connect(nowhere.slice(0, 20), quiet.port, ending.signal);
+  await new Promise((resolve) => setTimeout(resolve, 200));
+  assert.equal(sockets() - before, 20, 'the control: all addresses are tried');
+  const many = Array.from({ length: 3 }, () => session.connect(nowhere, quiet.port, ending.signal));
+  await new Promise((resolve) => setTimeout(resolve, 1000));
+  assert.equal(sockets() - before, 256);
+  const winner = await session.connect(['127.0.0.1'], there.port, NEVER);
+  winner.destroy();
+  ending.abort(new Error('over'));
+  const results = await Promise.allSettled([few, ...many]);
+  assert.ok(results.every(({ status }) => status === 'rejected'));
+  const again = session.connect(nowhere.slice(0, 20), quiet.port, AbortSignal.timeout(300));
+  await new Promise((resolve) => setTimeout(resolve, 200));
+  assert.ok(sockets() - before >= 20, 'all places were given back');
+  await assert.rejects(again);
 });
 
 test('nobody there is unreachable and says why; an end of the run ends the attempt', async () => {

@@ -342,7 +342,7 @@ test('whoever has filled the record first does not get around a ban, nor around 
   assert.equal(world.terminated, undefined);
   void world.ask(dns('banned.test'));
   await sleep(20);
-  assert.equal(world.terminated?.code, 'POLICY_VIOLATION');
+  assert.equal((world.terminated as CtError | undefined)?.code, 'POLICY_VIOLATION');
   assert.equal(world.denials.at(-1)?.decision.action, 'terminate');
 
   const control = new World(() => ALLOW);
