@@ -1,0 +1,164 @@
+/** Jobs in real VMs, on record: from the guest's kernel to a seal that verifies. The daemon is this process. */
+import assert from 'node:assert/strict';
+import { once } from 'node:events';
+import { chmodSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { after, before, test } from 'node:test';
+import type { Alert } from '../../src/audit/alert.ts';
+import { trustKeyFile } from '../../src/audit/host-key.ts';
+import { readAudit } from '../../src/audit/reader.ts';
+import type { AuditEvent } from '../../src/audit/records.ts';
+import { verifyAudit } from '../../src/audit/verify.ts';
+import { socketDirectory } from '../../src/core/paths.ts';
+import { PresetResolver } from '../../src/egress/presets/index.ts';
+import type { RunDetail } from '../../src/host/api.ts';
+import { Capacity } from '../../src/host/capacity.ts';
+import { findHost, type HostClient } from '../../src/host/client.ts';
+import { Dialer } from '../../src/host/dialer.ts';
+import { PolicyKeeper } from '../../src/host/policy.ts';
+import { Runs } from '../../src/host/runs.ts';
+import { HostServer } from '../../src/host/server.ts';
+import type { JobResult, RunEvent } from '../../src/protocol/run.ts';
+import { testImage } from '../support/images.ts';
+import { makeMachines } from '../support/machines.ts';
+import { scratchDirectory } from '../support/scratch.ts';
+
+const cleanup = new AsyncDisposableStack();
+const alerts: Alert[] = [];
+let ctHome = '';
+let image = '';
+let client: HostClient;
+
+before(async () => {
+  const scratch = cleanup.use(scratchDirectory());
+  chmodSync(scratch.path, 0o755); // link processes are other users
+  ctHome = join(scratch.path, 'home');
+  mkdirSync(join(ctHome, 'policy'), { recursive: true, mode: 0o755 });
+  const links = join(ctHome, 'links');
+  mkdirSync(links, { mode: 0o700 });
+  writeFileSync(
+    join(ctHome, 'policy/data.yml'),
+    `version: 1
+audit: required
+egress: {mode: enforce, allow: []}
+admission: {trust: [local], repositories: ['*'], refs: ['*'], actors: ['*'], images: ['*']}
+limits: {cpus: 4, memory: 4G, disk: 4G, timeout: 1h}
+`,
+    { mode: 0o600 },
+  );
+  image = await testImage('debian-12');
+  const machines = makeMachines(ctHome, { linksDirectory: links });
+  cleanup.defer(() => machines.close());
+  const sockets = await socketDirectory(ctHome);
+  cleanup.defer(() => rmSync(sockets, { recursive: true, force: true }));
+  const presets = new PresetResolver({});
+  const runs = new Runs({ ctHome });
+  const server = new HostServer({
+    ctHome,
+    machines,
+    capacity: new Capacity({ cpus: 64, memoryMib: 1024 * 1024 }),
+    runs,
+    presets,
+    policy: new PolicyKeeper({ ctHome, env: {}, presets, systemDirectory: join(ctHome, 'none') }),
+    alerts: { file: (alert) => alerts.push(alert) },
+    dialer: new Dialer(),
+    onActivity: () => {},
+    onShutdown: () => {},
+  });
+  server.http.listen(join(sockets, 'host.sock'));
+  await once(server.http, 'listening');
+  cleanup.defer(async () => {
+    server.http.close();
+    server.http.closeAllConnections();
+    await server.drained();
+    runs.close();
+  });
+  const found = await findHost(ctHome);
+  assert.ok(found);
+  client = found;
+});
+after(() => cleanup.disposeAsync());
+
+interface Ended {
+  readonly result: JobResult;
+  readonly detail: RunDetail;
+  readonly events: readonly RunEvent[];
+  readonly output: string;
+  readonly tookMs: number;
+}
+
+async function run(script: string, cpus = 1): Promise<Ended> {
+  const events: RunEvent[] = [];
+  let output = '';
+  const startedAt = performance.now();
+  const result = await client.runJob(
+    {
+      name: 'job',
+      image,
+      cpus,
+      memoryMib: 512,
+      diskMib: 2048,
+      env: {},
+      steps: [
+        { name: 'step', argv: ['sh', '-c', script], env: {}, workingDirectory: '.', condition: 'success' },
+      ],
+      timeoutMs: 120_000,
+      artifacts: [],
+      sendsTree: false,
+    },
+    {
+      onEvent: (event) => void events.push(event),
+      onOutput: (_, __, bytes) => {
+        output += bytes.toString('latin1');
+      },
+      signal: new AbortController().signal,
+    },
+  );
+  const tookMs = performance.now() - startedAt;
+  return { result, detail: await client.run('latest'), events, output, tookMs };
+}
+
+async function proved({ detail }: Ended): Promise<void> {
+  const directory = join(ctHome, 'audit', detail.run);
+  const trust = await trustKeyFile(join(ctHome, 'keys/host.pub'));
+  const verdict = await verifyAudit({ directory, run: detail.run, trust, now: new Date() });
+  assert.equal(verdict.status, 'proved', JSON.stringify(verdict));
+}
+
+async function eventsOf({ detail }: Ended): Promise<AuditEvent[]> {
+  const events: AuditEvent[] = [];
+  for await (const event of readAudit(join(ctHome, 'audit', detail.run))) events.push(event);
+  return events;
+}
+
+test('what a job does is on record to its last system call, and proved', async () => {
+  const ended = await run('echo begin; /bin/true; cat /etc/hostname >/dev/null; echo end', 2);
+  assert.deepEqual(ended.result, { outcome: 'success', exitCode: 0 }, ended.output);
+  assert.equal(ended.detail.audit?.state, 'complete', JSON.stringify(ended.detail.audit));
+  await proved(ended);
+  const events = await eventsOf(ended);
+  const binaries = events.flatMap((event) => (event.kind === 'exec' ? [event.binary] : []));
+  assert.ok(
+    binaries.some((path) => path.endsWith('/true')),
+    binaries.join(),
+  );
+  const shell = events.find((event) => event.kind === 'exec' && event.args.includes('-c'));
+  assert.ok(shell?.kind === 'exec' && shell.args.some((arg) => arg.includes('echo end')));
+  assert.ok(
+    events.some((event) => event.kind === 'exit' && event.process.pid === shell.process.pid),
+    'the exit of the step is not on record',
+  );
+  assert.equal(alerts.length, 0);
+  console.log(`${ended.detail.audit?.records} records; the run took ${ended.tookMs.toFixed(0)} ms`);
+});
+
+test('a million system calls at full speed: none is missing', async () => {
+  const calls = 500_000; // a read and a write each
+  const ended = await run(`dd if=/dev/zero of=/dev/null bs=1 count=${calls} 2>&1`);
+  assert.equal(ended.result.outcome, 'success', ended.output);
+  await proved(ended);
+  assert.ok((ended.detail.audit?.records ?? 0) >= 2 * calls, JSON.stringify(ended.detail.audit));
+  console.log(
+    `${ended.detail.audit?.records} records, ${ended.detail.audit?.bytes} bytes, ${ended.tookMs.toFixed(0)} ms`,
+  );
+});
