@@ -1,9 +1,10 @@
 /** Images from OCI layouts and docker archives: what their layers become, and that a VM starts from one. */
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { chmodSync, chownSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
+import { installRoot } from '../../src/core/install.ts';
 import { type ImportedImage, importImage, parseImportSource } from '../../src/image/import/import.ts';
 import type { ImageManifest } from '../../src/image/manifest.ts';
 import { ImageStore } from '../../src/image/store.ts';
@@ -248,6 +249,32 @@ test('an archive of docker save is imported, by its tag', async () => {
   const { root } = await importLayout({ layers: [] }, `docker-archive:${path}:app:1`);
   assert.equal(readFileSync(join(root, 'app'), 'utf8'), 'from docker');
   await assert.rejects(importLayout({ layers: [] }, `docker-archive:${path}:app:2`), { code: 'USAGE' });
+});
+
+const noOtherUser = process.getuid?.() === 0 ? false : 'only root can run a process of another user';
+test('another user without any privilege makes the same image as root', { skip: noOtherUser }, async () => {
+  const directory = freshDirectory();
+  for (const path of [scratch.path, directory]) chmodSync(path, 0o755);
+  const layers = [tar([{ name: 'etc/owned', data: 'x', uid: 1234, gid: 70_000, mode: 0o600 }])];
+  writeLayout(join(directory, 'layout'), { layers });
+  const options = { name: 'test', machine: NO_MACHINE, allowSetuid: false };
+  const source = { kind: 'oci', path: join(directory, 'layout') } as const;
+  const own = await importImage({ ...options, source, ctHome: join(directory, 'home') });
+  const home = join(directory, 'other');
+  mkdirSync(home, { mode: 0o700 });
+  chownSync(home, 65_534, 65_534);
+  const script = `import { importImage } from '${join(installRoot, 'src/image/import/import.ts')}';
+    const { digest } = await importImage(JSON.parse(process.argv[1]));
+    process.stdout.write(process.getuid() + ' ' + digest);`;
+  const argument = JSON.stringify({ ...options, source, ctHome: home });
+  const out = execFileSync(process.execPath, ['--input-type=module', '-e', script, argument], {
+    uid: 65_534,
+    gid: 65_534,
+    env: { PATH: process.env['PATH'] },
+    cwd: '/',
+    encoding: 'utf8',
+  });
+  assert.equal(out, `65534 ${own.digest}`);
 });
 
 test('an image of one static program, as distroless and rules_oci make them, boots and runs it', async () => {
