@@ -70,8 +70,10 @@ export interface DnsQuery {
   readonly edns: boolean;
   /** As it came, to be sent back: resolvers compare even the case. */
   readonly question: Buffer;
-  /** Canonical; null: the name is not one that a host can have, so there is none. */
+  /** Canonical; of a name that no host can have, the nearest one above it; null: there is none. */
   readonly name: string | null;
+  /** The answer, whatever is decided about the name: no host can have that one, or this is no question for a resolver. */
+  readonly refusal: Rcode | undefined;
   /** Mnemonic, `TYPE123` (RFC 3597) if it has none here. */
   readonly type: string;
 }
@@ -115,15 +117,16 @@ export function parseDnsQuery(message: Buffer): ParsedDns {
     question: Buffer.from(message.subarray(HEADER_BYTES, end)),
   };
   if (opt !== undefined && opt.version !== 0) return error(Rcode.badVers, known);
-  if (dnsClass !== CLASS_IN || REFUSED_TYPES.has(type)) {
-    return error(dnsClass === CLASS_ANY ? Rcode.notImp : Rcode.refused, known);
-  }
   if (type === TYPE_OPT || type === 0) return error(Rcode.formErr, known);
-  return { kind: 'query', query: { ...known, name: labels.name, type: TYPES[type] ?? `TYPE${type}` } };
+  let refusal: Rcode | undefined = labels.isHost ? undefined : Rcode.nxDomain;
+  if (dnsClass === CLASS_ANY) refusal = Rcode.notImp;
+  else if (dnsClass !== CLASS_IN || REFUSED_TYPES.has(type)) refusal = Rcode.refused;
+  const { name } = labels;
+  return { kind: 'query', query: { ...known, name, refusal, type: TYPES[type] ?? `TYPE${type}` } };
 }
 
-/** The name of a question; no compression, as nothing comes before it. */
-function parseLabels(message: Buffer): { name: string | null; end: number } | null {
+/** The name of a question, or the nearest above it that a host can have; no compression, as nothing comes before it. */
+function parseLabels(message: Buffer): { name: string | null; isHost: boolean; end: number } | null {
   const labels: string[] = [];
   let at = HEADER_BYTES;
   let characters = -1;
@@ -139,8 +142,10 @@ function parseLabels(message: Buffer): { name: string | null; end: number } | nu
     at += length;
   }
   // A dot inside of a label would make two of it.
-  const name = labels.some((label) => label.includes('.')) ? '' : lowerCaseAscii(labels.join('.'));
-  return { name: isHostName(name) ? name : null, end: at };
+  const first =
+    labels.findLastIndex((label) => label.includes('.') || !isHostName(`${lowerCaseAscii(label)}.a`)) + 1;
+  const name = lowerCaseAscii(labels.slice(first).join('.'));
+  return { name: isHostName(name) ? name : null, isHost: first === 0 && isHostName(name), end: at };
 }
 
 function parseOpt(record: Buffer): { version: number } | null {

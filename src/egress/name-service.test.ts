@@ -77,25 +77,29 @@ test('names of addresses that were given out are known, all others are not, and 
   assert.deepEqual(asked, ['A a.example']);
 });
 
-test('a name that no host can have does not exist, and nobody is asked', async () => {
+test('a name that no host can have does not exist; the nearest name above it is on record', async () => {
   const { asked, ask } = service(() => true);
-  for (const name of [
-    '',
-    '-a.example',
-    'a b.example',
-    'a\0.example',
-    '192.0.2.7',
-    '127.1',
-    '*.example',
-    'ä.example',
-    '0x7f',
-  ]) {
+  for (const [name, about] of [
+    ['', undefined],
+    ['-a.example', 'A example'],
+    ['a b.Below.example', 'A below.example'],
+    ['a\0.b.c\n.below.example', 'A below.example'],
+    ['192.0.2.7', undefined],
+    ['127.1', undefined],
+    ['a.b.7', undefined],
+    ['*.example', 'A example'],
+    ['ä.example', 'A example'],
+    ['0x7f', undefined],
+    ['7.0.0.10.in-addr!.in-addr.arpa', undefined],
+  ] as const) {
     assert.equal((await ask(dnsQuery(name, A)))?.rcode, 3, JSON.stringify(name));
+    assert.deepEqual(asked.splice(0), about === undefined ? [] : [about], JSON.stringify(name));
   }
   const dotInside = dnsQuery('aXb.example', A);
   dotInside[14] = 0x2e;
   assert.equal((await ask(dotInside))?.rcode, 3);
-  assert.deepEqual(asked, []);
+  assert.deepEqual(asked.splice(0), ['A example']);
+  assert.equal((await ask(dnsQuery('a.example', A)))?.rcode, 0, 'the control');
 });
 
 test('what is no question is dropped or answered with what is wrong', async () => {
@@ -132,7 +136,8 @@ test('what is no question is dropped or answered with what is wrong', async () =
     ['a name of 254 characters', dnsQuery(`${'a.'.repeat(126)}bb`, A), 1],
   ];
   for (const [what, message, rcode] of cases) assert.equal((await ask(message))?.rcode ?? null, rcode, what);
-  assert.deepEqual(asked, []);
+  // Questions that a resolver does not answer are on record; what is no question is not.
+  assert.deepEqual(asked, ['A a.example', 'A a.example', 'TYPE252 a.example']);
   assert.equal(
     (await ask(dnsQuery(`${'a.'.repeat(126)}b`, A)))?.rcode,
     0,

@@ -32,9 +32,14 @@ export class NameService {
     if (parsed.kind === 'dropped') return null;
     if (parsed.kind === 'error') return parsed.answer;
     const { query } = parsed;
-    if (query.name === null) return encodeEmptyAnswer(query, Rcode.nxDomain);
-    if (isReverseName(query.name)) return this.#reverse(query, query.name);
-    return this.#forward(query, query.name);
+    const { name, type, refusal } = query;
+    const isReverse = name !== null && isReverseName(name);
+    if (name === null || refusal !== undefined) {
+      // Not for the answer, but for the record, and because of names that are banned.
+      if (name !== null && !isReverse) await this.#ask(`${type} ${name}`, name, type).catch(() => {});
+      return encodeEmptyAnswer(query, refusal ?? Rcode.nxDomain);
+    }
+    return isReverse ? this.#reverse(query, name) : this.#forward(query, name);
   }
 
   async #forward(query: DnsQuery, name: string): Promise<Buffer> {
