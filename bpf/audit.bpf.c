@@ -107,6 +107,18 @@ static __always_inline void wake_sleeper(struct audit_reader *state)
 	}
 }
 
+static long is_over(__u32 index, __u64 *end_ns)
+{
+	return bpf_ktime_get_ns() >= *end_ns;
+}
+
+static __always_inline void wait(__u64 ns)
+{
+	__u64 end_ns = bpf_ktime_get_ns() + ns;
+	/* Each turn takes some nanoseconds: the time ends it first. */
+	bpf_loop(1 << 20, is_over, &end_ns, 0);
+}
+
 /* --- System calls. Both programs run with preemption off: a CPU's ring has one writer. --- */
 
 #define BIT(number) (1ULL << ((number) & 63))
@@ -225,6 +237,8 @@ static __always_inline void record_call(struct task_struct *task, struct pt_regs
 		ring->rung = head & ~(AUDIT_DOORBELL_EVERY - 1ULL);
 		ring_doorbell();
 	}
+	if (used >= AUDIT_SLOW_SLOTS)
+		wait(AUDIT_SLOW_NS);
 }
 
 SEC("tp_btf/sys_exit")
@@ -290,6 +304,8 @@ static __always_inline void lose_event(void)
 		__u64 _held = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA);                                           \
 		if (_held >= AUDIT_EVENTS_BYTES / 4)                                                                   \
 			ring_doorbell();                                                                               \
+		if (_held >= AUDIT_EVENTS_SLOW_BYTES)                                                                  \
+			wait((size) * (__u64)AUDIT_EVENTS_SLOW_NS_PER_BYTE);                                           \
 		if (_held >= AUDIT_EVENTS_KILL_BYTES)                                                                  \
 			bpf_send_signal(SIGKILL);                                                                      \
 		void *_record = bpf_ringbuf_reserve(&events, size, 0);                                                 \

@@ -150,10 +150,18 @@ _Static_assert(sizeof(struct fork_record) == 56 && sizeof(struct exec_record) ==
 #define AUDIT_DOORBELL_EVERY 1024
 /* So many waiting, and the job is frozen until there are fewer than a quarter. */
 #define AUDIT_FREEZE_SLOTS (AUDIT_SLOTS / 2)
+/*
+ * From here on each call waits so long before it returns. The host may not let the helper's CPU run for tens of
+ * milliseconds, in which a thread on another CPU would fill any ring.
+ */
+#define AUDIT_SLOW_SLOTS (AUDIT_SLOTS / 8 * 5)
+#define AUDIT_SLOW_NS 100000
 /* The last ones: whoever gets there is killed. */
 #define AUDIT_KILL_SLOTS (AUDIT_SLOTS - 1024)
 /* Of process records. The last part of it is for those that are killed for it. */
 #define AUDIT_EVENTS_BYTES (1024 * 1024)
+#define AUDIT_EVENTS_SLOW_BYTES (AUDIT_EVENTS_BYTES / 8 * 5)
+#define AUDIT_EVENTS_SLOW_NS_PER_BYTE 1000
 #define AUDIT_EVENTS_KILL_BYTES (AUDIT_EVENTS_BYTES - 64 * 1024)
 
 /* One CPU's, written by its system calls alone. */
