@@ -201,6 +201,21 @@ deny contains {
 	"hint": other_hint,
 } if {
 	request.kind == "other"
+	not is_forged
+}
+
+# Seen by the host, not told by the guest.
+deny contains {
+	"rule": "ct.egress.forged_request",
+	"message": "the VM asked the host for connections in a way in which its guest agent never does: something has taken its place",
+	"hint": "nothing was let out because of it; treat what this job says and produces with suspicion",
+} if {
+	is_forged
+}
+
+is_forged if {
+	request.kind == "other"
+	request.what == "forged-request"
 }
 
 default other_hint := "use TCP; names are resolved by the DNS server that the system of the VM is set up with"
@@ -369,6 +384,7 @@ attempts := {
 	"raw-socket": "a raw socket (ICMP, or packets of its own)",
 	"packet-socket": "a packet socket",
 	"other-family": "a socket of another address family",
+	"forged-request": "a forged request to the host",
 }
 
 # Why no rule allows it. The last words are the most general ones.

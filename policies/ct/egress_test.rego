@@ -138,6 +138,7 @@ test_binds_in_every_mode if {
 		["no_way_out", {"kind": "other", "what": "udp", "address": "192.0.2.1", "port": 53}],
 		["no_way_out", {"kind": "other", "what": "udp", "address": "192.0.2.1"}], ["no_way_out", {"kind": "other", "what": "raw-socket"}],
 		["no_way_out", {"kind": "other", "what": "news"}],
+		["forged_request", {"kind": "other", "what": "forged-request"}],
 	] {
 		says(decide("audit", pair[1]), "deny", pair[0])
 		says(decide("terminate", pair[1]), "terminate", pair[0])

@@ -27,7 +27,8 @@ export type StreamFacts =
   | { readonly protocol: 'unknown' };
 
 export type OtherAttempt = {
-  readonly what: 'udp' | 'raw-socket' | 'packet-socket' | 'other-family';
+  /** `forged-request`: what no honest guest agent asks the proxy; its helper is not itself any more. */
+  readonly what: 'udp' | 'raw-socket' | 'packet-socket' | 'other-family' | 'forged-request';
   readonly address?: string;
   readonly port?: number;
 };

@@ -109,6 +109,11 @@ export class EgressProxy {
     return this.#lost.promise;
   }
 
+  /** The name that an address stands for, if the guest was told it. */
+  nameOf(address: string): string | undefined {
+    return this.#names.addresses.nameOf(address);
+  }
+
   /** Ends every connection at once. */
   close(): void {
     this.#http2.destroy();
@@ -121,11 +126,17 @@ export class EgressProxy {
     this.close();
   }
 
-  /** The guest did what no honest one does. */
+  /** A malformed request; some a job can make, such as noise for its resolver. */
   #offend(stream: ServerHttp2Stream, status: number): void {
     this.#offences += 1;
     if (this.#offences > MAX_OFFENCES) this.#lose(`the guest made ${this.#offences} malformed requests`);
     else refuse(stream, status);
+  }
+
+  /** What comes from a job passes a guest agent that makes no such request: this one is not ours. */
+  #forged(stream: ServerHttp2Stream, status: number): void {
+    this.#control.attempted({ what: 'forged-request' });
+    this.#offend(stream, status);
   }
 
   #request(stream: ServerHttp2Stream, headers: IncomingHttpHeaders): void {
@@ -134,8 +145,8 @@ export class EgressProxy {
     const method = headers[':method'];
     const path = headers[':path'];
     if (method === 'CONNECT') this.#connect(stream, headers);
-    else if (path !== EgressPath.dns && path !== EgressPath.events) this.#offend(stream, 404);
-    else if (method !== 'POST') this.#offend(stream, 405);
+    else if (path !== EgressPath.dns && path !== EgressPath.events) this.#forged(stream, 404);
+    else if (method !== 'POST') this.#forged(stream, 405);
     else if (path === EgressPath.dns) {
       this.#collect(stream, MAX_DNS_MESSAGE_BYTES, (body) => void this.#dns(stream, body));
     } else this.#collect(stream, MAX_EVENT_BYTES, (body) => this.#events(stream, body));
@@ -179,7 +190,7 @@ export class EgressProxy {
   #events(stream: ServerHttp2Stream, body: Buffer): void {
     const attempts = parseAttempts(body);
     if (attempts === null) {
-      this.#offend(stream, 400);
+      this.#forged(stream, 400);
       return;
     }
     for (const attempt of attempts) this.#control.attempted(attempt);
@@ -189,7 +200,7 @@ export class EgressProxy {
   #connect(stream: ServerHttp2Stream, headers: IncomingHttpHeaders): void {
     const destination = destinationOf(headers[':authority']);
     if (destination === null) {
-      this.#offend(stream, 400);
+      this.#forged(stream, 400);
       return;
     }
     const { host: address, port } = destination;

@@ -1,6 +1,6 @@
 /**
- * Which decisions about the network a security team hears of: those that ended a run, and those about what the operator
- * listed as forbidden. That a job may not reach something that nobody listed is in its log and its decision log.
+ * Which decisions about the network a security team hears of: those that ended a run, those about what the operator listed as
+ * forbidden, and signs that a guest was taken over. That a job may not reach something that nobody listed is in its log and its decision log.
  */
 import { randomUUID } from 'node:crypto';
 import type { Alert } from '../audit/alert.ts';
@@ -8,10 +8,11 @@ import type { RunFacts } from '../policy/input.ts';
 import type { EgressGateOptions } from './egress-gate.ts';
 import { destinationOf } from './egress-gate.ts';
 
-/** Rules of policies/ct/egress.rego that are about lists of the operator, or about credentials of the machine. */
+/** Rules of policies/ct/egress.rego about lists of the operator, credentials of the machine, or a guest that was taken over. */
 const SEVERITIES: ReadonlyMap<string, Alert['severity']> = new Map([
   ['ct.egress.banned', 'critical'],
   ['ct.egress.metadata', 'high'],
+  ['ct.egress.forged_request', 'high'],
   ['ct.egress.blocked', 'medium'],
 ]);
 

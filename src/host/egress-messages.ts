@@ -27,6 +27,7 @@ const OTHER_ATTEMPTS: readonly unknown[] = [
   'raw-socket',
   'packet-socket',
   'other-family',
+  'forged-request',
 ] satisfies OtherAttempt['what'][];
 
 export type EgressAsk =

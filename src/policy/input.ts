@@ -84,10 +84,13 @@ export type EgressRequest =
       /** With `http`: name without its port, lower case; null if there is none. */
       readonly http_host?: string | null;
     }
-  /** Something that has no way out was tried: told by the guest, which may lie or keep silent. */
+  /**
+   * Something that has no way out was tried: told by the guest, which may lie or keep silent. Only `forged-request` was seen
+   * by the link process: the guest asked for something in a way in which its guest agent never does.
+   */
   | {
       readonly kind: 'other';
-      readonly what: 'udp' | 'raw-socket' | 'packet-socket' | 'other-family';
+      readonly what: 'udp' | 'raw-socket' | 'packet-socket' | 'other-family' | 'forged-request';
       readonly address?: string;
       readonly port?: number;
     };

@@ -146,6 +146,7 @@ test('an authority that is not exactly an address and a port is refused, and nob
   ];
   await using link = await hostile();
   const guest = new FrameGuest(link.wire);
+  let answered = 0;
   for (const authority of forged) {
     const { stream, bytes } = guest.connect(authority);
     await guest.send(bytes);
@@ -158,8 +159,13 @@ test('an authority that is not exactly an address and a port is refused, and nob
       !guest.of(stream).some(({ payload }) => payload[0] === 0x88),
       `200 for ${authority.toString('latin1')}`,
     );
+    if (guest.of(stream).some(({ type }) => type === Frame.headers)) answered += 1;
   }
   assert.deepEqual(link.control.destinations, []);
+  // Each leaves an event, unless HTTP/2 itself refuses it (RFC 9113, 8.2.1: a reset, and there never was a request).
+  const seen = link.control.attempts.length;
+  assert.ok(seen > 30 && seen === answered, `${seen} events, ${answered} requests`);
+  assert.ok(link.control.attempts.every(({ what }) => what === 'forged-request'));
   for (const [authority, host] of [
     ['127.0.0.1:80', '127.0.0.1'],
     ['[::ffff:127.0.0.1]:80', '127.0.0.1'],
@@ -178,6 +184,7 @@ test('an authority that is not exactly an address and a port is refused, and nob
     );
   }
   assertCanonical(link.control);
+  assert.equal(link.control.attempts.length, seen, 'negative control: an honest request is no event');
 });
 
 test('requests that are none of the three are refused, and nobody is asked about them', async () => {
