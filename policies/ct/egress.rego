@@ -273,6 +273,7 @@ usable(fact) if {
 
 usable(fact) if {
 	ordinary(fact)
+	not hides_another(fact)
 	some opened in private_networks
 	some network in opened.networks
 	net.cidr_contains(network, fact.address)
@@ -288,6 +289,15 @@ private_networks contains lib.config.egress.private.any
 private_networks contains lib.config.egress.private.exact[host]
 
 private_networks contains lib.config.egress.private.below[parent] if some parent in lib.parents(host)
+
+# An IPv6 address that a translator makes an IPv4 one of that is not public: whoever opens the network of the translator does
+# not mean the neighbours of the translator. (0.0.0.0/8 is what other readings of a longer prefix give.)
+hides_another(fact) if {
+	contains(fact.address, ":")
+	"translated" in fact.classes
+	some class in fact.classes
+	not class in {"translated", "unspecified"}
+}
 
 is_metadata(fact) if "metadata" in fact.classes
 

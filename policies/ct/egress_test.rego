@@ -10,7 +10,7 @@ config := {
 		"block": hosts({"blocked.example": "blocked.example"}, {"198.51": ["198.51.100.0/24"], "2001:db8": ["2001:db8:bad::/48"], "64": [], "*": []}),
 		"ban": hosts({"banned.example": "banned.example"}, {}),
 		"private": {
-			"exact": {"intranet.example": {"networks": ["10.0.0.0/8"], "addresses": {"127.0.0.1": true}}},
+			"exact": {"intranet.example": {"networks": ["10.0.0.0/8", "64:ff9b:1::/96"], "addresses": {"127.0.0.1": true}}},
 			"below": {"corp.example": {"networks": ["10.0.0.0/8"], "addresses": {}}},
 			"any": {"networks": [], "addresses": {}},
 		},
@@ -79,6 +79,8 @@ test_allows if {
 		stream("git.example", 22, {"protocol": "ssh"}), stream("db.example", 5432, {"protocol": "unknown"}),
 		address("mirror.example", "10.0.0.1", ["private"]), address("intranet.example", "10.0.0.1", ["private"]),
 		address("intranet.example", "127.0.0.1", ["loopback"]), address("x.corp.example", "10.0.0.1", ["private"]),
+		address("intranet.example", "10.0.0.1", ["private", "translated"]),
+		address("intranet.example", "64:ff9b:1::808:808", ["translated", "unspecified"]),
 		object.union(stream("192.0.2.7", 443, tls(null)), {"literal": true}),
 	] {
 		decision := decide("terminate", request)
@@ -135,6 +137,7 @@ test_binds_in_every_mode if {
 		["blocked", address("a.example", "198.51.100.1", [])],
 		["address", address("a.example", "10.0.0.1", ["private"])], ["address", address("x.corp.example", "127.0.0.1", ["loopback"])],
 		["metadata", address("mirror.example", "192.0.2.1", ["metadata"])],
+		["address", address("intranet.example", "64:ff9b:1::a00:1", ["private", "translated", "unspecified"])],
 		["no_way_out", {"kind": "other", "what": "udp", "address": "192.0.2.1", "port": 53}],
 		["no_way_out", {"kind": "other", "what": "udp", "address": "192.0.2.1"}], ["no_way_out", {"kind": "other", "what": "raw-socket"}],
 		["no_way_out", {"kind": "other", "what": "news"}],

@@ -39,12 +39,16 @@ const RANGES: Readonly<Partial<Record<AddressClass, readonly SpecialRange[]>>> =
     ['169.254.169.254', 32],
     ['169.254.170.2', 32], // of containers
     ['169.254.170.23', 32], // of pods
+    ['169.254.42.42', 32],
+    ['169.254.0.23', 32],
     ['168.63.129.16', 32], // public by number, answered by the hypervisor
     ['100.100.100.200', 32],
     ['192.0.0.192', 32],
     ['fd00:ec2::254', 128],
     ['fd00:ec2::23', 128],
     ['fd20:ce::254', 128],
+    ['fd00:42::42', 128],
+    ['fe80::a9fe:a9fe', 128],
   ],
   reserved: [
     ['192.0.0.0', 24], // IETF protocol assignments
