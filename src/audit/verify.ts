@@ -5,6 +5,7 @@
  * frames in them give the head of the chain, the counts and the order that the seal has. The first tells any later change to
  * the byte; the second, that what was sealed is a record without gaps.
  */
+import { hash } from 'node:crypto';
 import { AuditDamage, type DamageKind, type DamagePlace } from './damage.ts';
 import { MAX_CPUS } from './frame-parser.ts';
 import type { SealTrust } from './host-key.ts';
@@ -78,7 +79,13 @@ async function checkFiles(directory: string, seal: AuditSeal, present: readonly 
     }
     await using _closed = reader;
     const found = await digestsOf(reader, sealed);
-    if (found.sha256 === sealed.sha256) continue;
+    if (found.sha256 === sealed.sha256) {
+      const isDescribed =
+        found.bytes === sealed.bytes && hash('sha256', found.sums, 'hex') === sealed.sumsSha256;
+      if (isDescribed) continue;
+      const message = `its description of ${reader.name} is not that of the file`;
+      throw new AuditDamage('contradiction', { file: 'seal.json' }, message);
+    }
     throw await explain({
       reader,
       number,

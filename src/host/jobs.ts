@@ -29,6 +29,7 @@ import { EgressGate, type EgressPeer } from './egress-gate.ts';
 import type { Claim, Machines } from './machines.ts';
 import type { CurrentPolicy } from './policy.ts';
 import { RunAudit } from './run-audit.ts';
+import { RunDetections } from './run-detections.ts';
 import type { LiveRun, Runs } from './runs.ts';
 
 const REQUEST_TIMEOUT_MS = 30_000;
@@ -180,6 +181,15 @@ async function runAdmitted(
   await claim.machine.runJob({
     run,
     audit,
+    detections:
+      audit &&
+      new RunDetections({
+        engine: admitted.policy.engine,
+        run: admitted.facts,
+        baseline: null,
+        evidence: audit.directory,
+        alerts: options.alerts,
+      }),
     request,
     claimed,
     socket,

@@ -3,18 +3,22 @@ import type { Socket } from 'node:net';
 import { AuditRecorder } from '../audit/recorder.ts';
 import { recoverRecord } from '../audit/recover.ts';
 import { MAX_MESSAGE_LENGTH } from '../audit/summary.ts';
+import type { NameOf } from '../audit/timeline/destinations.ts';
 import { AuditViolation } from '../audit/violation.ts';
 import { printable } from '../core/bounded-tail.ts';
 import { CtError, messageOf, toCtError } from '../core/errors.ts';
 import { startSession } from '../guest/handshake.ts';
 import type { GuestSession } from '../guest/session.ts';
 import type { AuditLoss, AuditReport } from './audit-messages.ts';
+import { type DetectMessage, LinkDetections } from './link-detections.ts';
 
 /** For the guest's answer to the first bytes, and then for its first frame; one that is emulated on a busy host takes seconds. */
 const HELLO_TIMEOUT_MS = 30_000;
 const FIRST_FRAME_TIMEOUT_MS = 10_000;
 /** For the numbers that the guest has come to, which is asked when its job has ended. */
 const POSITION_TIMEOUT_MS = 5000;
+/** For the judgement of what happened last. */
+const DETECTION_PATIENCE_MS = 2000;
 /** Of a guest that does not say its numbers. */
 const HEARTBEATS_UNTIL_SENT = 2;
 
@@ -26,10 +30,14 @@ export interface LinkAuditOptions {
   readonly cpus: number;
   /** Policy ends a run whose record is lost. */
   readonly required: boolean;
+  /** Names of synthetic addresses, for the detections. */
+  readonly nameOf: NameOf;
 }
 
 export class LinkAudit {
   readonly #tell: (loss: AuditLoss) => void;
+  readonly #detect: (message: DetectMessage) => void;
+  #detections: LinkDetections | undefined;
   #channel: Socket | undefined;
   #beginning: Promise<AuditRecorder> | undefined;
   #recorder: AuditRecorder | undefined;
@@ -37,9 +45,10 @@ export class LinkAudit {
   /** What more the guest could say changes nothing. */
   #isLost = false;
 
-  /** `tell` is called once, as soon as the record cannot be whole any more, unless that shows only when it is ended. */
-  constructor(tell: (loss: AuditLoss) => void) {
+  /** `detect` sends events to be judged. `tell` is called once, as soon as the record cannot be whole any more, unless that shows only when it is ended. */
+  constructor(tell: (loss: AuditLoss) => void, detect: (message: DetectMessage) => void) {
     this.#tell = tell;
+    this.#detect = detect;
   }
 
   /** With the audit channel of the VM. Nothing is said on it, and nothing read, until {@link begin}. */
@@ -111,6 +120,7 @@ export class LinkAudit {
         (position
           ? await recorder.reaches(position, patienceMs)
           : await recorder.heartbeats(HEARTBEATS_UNTIL_SENT, patienceMs));
+      await this.#detections?.end(DETECTION_PATIENCE_MS);
       const summary = await recorder.finish();
       if (isWhole || summary.violation) return { kind: 'recorded', summary };
       const message = `the guest did not send what it had recorded within ${patienceMs / 1000} s`;
@@ -125,10 +135,24 @@ export class LinkAudit {
     if (!this.#isEnding) this.#tell(loss);
   }
 
+  /** The daemon has judged what it was sent. */
+  judged(): void {
+    this.#detections?.answered();
+  }
+
   async #begin(channel: Socket, options: LinkAuditOptions): Promise<AuditRecorder> {
     await startSession(channel, HELLO_TIMEOUT_MS);
-    const { run, directory, cpus, required } = options;
-    const recorder = new AuditRecorder({ channel, run, directory, cpus, readsOn: !required });
+    const { run, directory, cpus, required, nameOf } = options;
+    const detections = new LinkDetections(this.#detect, nameOf);
+    this.#detections = detections;
+    const recorder = new AuditRecorder({
+      channel,
+      run,
+      directory,
+      cpus,
+      readsOn: !required,
+      onFrame: (frame) => detections.frame(frame),
+    });
     this.#recorder = recorder;
     void recorder.lost.then((error) => this.#lose(lossOf(error)));
     return recorder;

@@ -2,6 +2,7 @@
  * What the host daemon and a link process say to each other over their IPC channel. The link process has read guest
  * bytes and is not trusted: the daemon takes only messages that `parseLinkReply` accepts.
  */
+import { parseBatch } from '../audit/detection/batches.ts';
 import { CtError, ERROR_CODES, type ErrorCode, type ErrorReport } from '../core/errors.ts';
 import type { Identity } from '../guest/session.ts';
 import type { ImageManifest } from '../image/manifest.ts';
@@ -10,6 +11,8 @@ import type { GuestNetworkSettings } from '../protocol/network.ts';
 import type { JobOutcome, JobRequest, JobResult, RunEvent, StepOutcome } from '../protocol/run.ts';
 import { type AuditLoss, type AuditReport, parseAuditLoss, parseAuditReport } from './audit-messages.ts';
 import { type EgressAnswer, type EgressQuestion, parseEgressQuestion } from './egress-messages.ts';
+import type { DetectMessage } from './link-detections.ts';
+import type { DetectReport } from './run-detections.ts';
 import { LINK_STATES, type LinkState } from './run-state.ts';
 
 /** Commands that are answered. */
@@ -54,6 +57,7 @@ export type LinkCommand =
   | { readonly type: 'egress-channel' }
   /** With the audit channel of the VM; likewise. */
   | { readonly type: 'audit-channel' }
+  | { readonly type: 'detect-answer' }
   /** With a socket if it says `connected`. */
   | { readonly type: 'egress-answer'; readonly id: number; readonly answer: EgressAnswer }
   /** For the client and the log of the job that is under way. */
@@ -64,6 +68,12 @@ export type LinkCommand =
   | { readonly type: 'cancel'; readonly error: ErrorReport }
   /** The VM is gone: tell the client, close its connection, exit. `result`: where it is another than that of `job-done`. */
   | { readonly type: 'destroyed'; readonly durationMs: number; readonly result?: JobResult };
+
+/** Only while a `job` is under way, and one at a time. Answer: `detect-answer`. */
+export type LinkDetect = { readonly type: 'detect' } & DetectReport;
+
+/** What a link process sends: {@link LinkReply} is what the daemon makes of it. */
+export type LinkSaid = Exclude<LinkReply, LinkDetect> | DetectMessage;
 
 /** Said unasked while a `job` is under way. */
 export type LinkProgress =
@@ -86,6 +96,7 @@ export type LinkReply =
   | LinkProgress
   /** Only while a `job` is under way. Answer: `egress-answer`. */
   | EgressQuestion
+  | LinkDetect
   | { readonly type: 'audit-recovered'; readonly report: AuditReport }
   /** `audit`: absent if the run was not to be on record. */
   | { readonly type: 'job-done'; readonly result: JobResult; readonly audit?: AuditReport }
@@ -130,6 +141,10 @@ export function parseLinkReply(message: unknown): LinkReply {
       const question = parseEgressQuestion(message);
       if (question) return question;
     }
+    if (type === 'detect') {
+      const detect = parseDetect(message);
+      if (detect) return detect;
+    }
     if (type === 'audit-lost') {
       const loss = parseAuditLoss(message['loss']);
       if (loss) return { type, loss };
@@ -163,6 +178,14 @@ export function parseLinkReply(message: unknown): LinkReply {
     }
   }
   throw new CtError('LINK_DIED', 'the link process of the VM sent something malformed');
+}
+
+function parseDetect(message: Record<string, unknown>): LinkDetect | undefined {
+  const { missed, clockOffsetMs } = message;
+  const batch = parseBatch(message['batch']);
+  if (!batch || !Number.isSafeInteger(clockOffsetMs)) return undefined;
+  if (!Number.isSafeInteger(missed) || (missed as number) < 0) return undefined;
+  return { type: 'detect', batch, missed: missed as number, clockOffsetMs: clockOffsetMs as number };
 }
 
 function parseStepProgress(message: Record<string, unknown>): LinkProgress | undefined {

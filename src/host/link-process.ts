@@ -17,7 +17,7 @@ import type { JobResult } from '../protocol/run.ts';
 import { LinkAudit, recoverAudit } from './link-audit.ts';
 import { LinkEgressControl } from './link-egress.ts';
 import { LinkJournal } from './link-journal.ts';
-import type { LinkCommand, LinkReply } from './link-messages.ts';
+import type { LinkCommand, LinkSaid } from './link-messages.ts';
 
 /** For the guest's answer to the first bytes; one that is emulated on a busy host takes seconds. */
 const EGRESS_TIMEOUT_MS = 60_000;
@@ -32,17 +32,18 @@ let session: GuestSession | undefined;
 let running: ClientChannel | undefined;
 let shells: Shells | undefined;
 let isEnding = false;
-const audit = new LinkAudit((loss) => reply({ type: 'audit-lost', loss }));
+const audit = new LinkAudit((loss) => reply({ type: 'audit-lost', loss }), reply);
 const egress: {
   readonly control: LinkEgressControl;
   /** Until its proxy is started. */
   channel?: Socket | undefined;
+  proxy?: EgressProxy;
   /** Why there is no network, or no longer. */
   failure?: string;
 } = { control: new LinkEgressControl(reply) };
 let finished: { client: ClientChannel; result: JobResult } | undefined;
 
-function reply(message: LinkReply): void {
+function reply(message: LinkSaid): void {
   process.send?.(message);
 }
 
@@ -60,6 +61,9 @@ async function handle(command: LinkCommand, socket: Socket | undefined): Promise
     }
     case 'egress-channel':
       egress.channel = required(socket).on('error', () => {});
+      return;
+    case 'detect-answer':
+      audit.judged();
       return;
     case 'audit-channel':
       audit.give(required(socket));
@@ -88,8 +92,10 @@ async function handle(command: LinkCommand, socket: Socket | undefined): Promise
       const journal = new LinkJournal(command.logDirectory, command.request, reply);
       const client = new ClientChannel(required(socket), Buffer.from(command.pending, 'base64'), journal);
       running = client;
-      if (command.audit) audit.begin({ run: command.run, ...command.audit });
-      else audit.discard();
+      if (command.audit) {
+        const nameOf = (address: string): string | undefined => egress.proxy?.nameOf(address);
+        audit.begin({ run: command.run, nameOf, ...command.audit });
+      } else audit.discard();
       const current = required(session);
       current.watch();
       // Nobody waits until the client of the job has read that a shell was opened.
@@ -162,7 +168,10 @@ function startEgress(): void {
   if (!channel) return;
   egress.channel = undefined;
   void EgressProxy.open(channel, control, EGRESS_TIMEOUT_MS)
-    .then((proxy) => proxy.lost)
+    .then((proxy) => {
+      egress.proxy = proxy;
+      return proxy.lost;
+    })
     .catch((error: unknown) => {
       egress.failure = `the VM has no network: ${messageOf(error)}`;
       // The network ends with its VM, too, and then that is what is to be told: it is known a moment later.

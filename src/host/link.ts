@@ -16,6 +16,7 @@ import {
   type LinkReply,
   parseLinkReply,
 } from './link-messages.ts';
+import type { DetectReport } from './run-detections.ts';
 import { LINK_STATES } from './run-state.ts';
 
 /** Heap of a link process; trees and output stream through it, and hostile peers are bounded by it. */
@@ -79,6 +80,8 @@ export class Link {
   #hasExited = false;
   readonly #handedOver = new Set<Disposable>();
   #onQuestion: ((question: EgressQuestion) => void) | undefined;
+  #onDetect: ((report: DetectReport) => Promise<void>) | undefined;
+  #isJudging = false;
 
   constructor(options: LinkOptions = {}) {
     this.#options = options;
@@ -179,6 +182,11 @@ export class Link {
     this.#onQuestion = handler;
   }
 
+  /** Who judges what the process has chosen of the guest's events; then it is told that it may send more. */
+  set onDetect(handler: ((report: DetectReport) => Promise<void>) | undefined) {
+    this.#onDetect = handler;
+  }
+
   /** Answers a question; to be disposed of when the connection, if it gave one, is over. */
   answer(id: number, answer: EgressAnswer, socket?: Socket): Disposable {
     if (!this.#hasExited) return this.#send({ type: 'egress-answer', id, answer }, socket);
@@ -266,6 +274,10 @@ export class Link {
       this.#question(reply);
       return;
     }
+    if (reply.type === 'detect') {
+      void this.#detect(reply);
+      return;
+    }
     if (reply.type !== 'failed' && reply.type !== this.#waiting?.answer) {
       const message = `the link process of the VM said \`${reply.type}\`, which nobody asked`;
       this.#condemn(new CtError('LINK_DIED', message));
@@ -283,6 +295,22 @@ export class Link {
     }
     const message = 'the link process of the VM tells more of its job than there is to tell';
     this.#condemn(new CtError('LINK_DIED', message));
+  }
+
+  async #detect(report: DetectReport): Promise<void> {
+    if (!this.#onDetect || this.#isJudging || this.#waiting?.answer !== 'job-done') {
+      const message = 'the link process of the VM tells of events that nobody asked for';
+      this.#condemn(new CtError('LINK_DIED', message));
+      return;
+    }
+    this.#isJudging = true;
+    try {
+      await this.#onDetect(report);
+      this.#isJudging = false;
+      this.tell({ type: 'detect-answer' });
+    } catch (error) {
+      this.#condemn(toCtError(error));
+    }
   }
 
   #question(question: EgressQuestion): void {

@@ -14,6 +14,7 @@ import type { EgressGate, EgressPeer } from './egress-gate.ts';
 import type { Link } from './link.ts';
 import type { LinkCall, LinkReply } from './link-messages.ts';
 import type { RunAudit } from './run-audit.ts';
+import type { RunDetections } from './run-detections.ts';
 import type { LiveRun } from './runs.ts';
 
 /** Emulated hosts under load restore in seconds rather than milliseconds; a lost guest takes no longer than this. */
@@ -132,6 +133,8 @@ export class Machine {
     readonly settings?: GuestNetworkSettings | undefined;
     /** Absent: the run is not on record. */
     readonly audit?: RunAudit | undefined;
+    /** Judges what is recorded. */
+    readonly detections?: RunDetections | undefined;
   }): Promise<JobResult> {
     const { name, user, env } = this.#image;
     const { run, audit } = options;
@@ -151,6 +154,8 @@ export class Machine {
       terminate,
     });
     this.#link.onQuestion = (question) => gate.question(question);
+    const { detections } = options;
+    this.#link.onDetect = detections && ((detected) => detections.judge(detected, terminate));
     this.#link.onProgress = (progress) => {
       if (progress.type === 'state') run.enter(progress.state);
       else if (progress.type === 'audit-lost') void this.#recordLost(progress.loss, audit, terminate);

@@ -1,15 +1,29 @@
 /** The audit record of a run from the guest's channel to a seal, past link process, daemon and policy; the guest is the test. */
 import assert from 'node:assert/strict';
-import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { trustKeyFile } from '../../src/audit/host-key.ts';
 import { type AuditVerdict, verifyAudit } from '../../src/audit/verify.ts';
+import { installRoot } from '../../src/core/install.ts';
 import type { RunDetail } from '../../src/host/api.ts';
+import { Runs } from '../../src/host/runs.ts';
 import type { RunEvent } from '../../src/protocol/run.ts';
-import { AuditGuest } from '../support/audit-guest.ts';
+import { makeBuild, reverseShell, SyntheticRun } from '../support/audit-run.ts';
 import { type PlayedHost, playedHost } from '../support/egress-guest-host.ts';
+import { peakMib } from '../support/hostile-host.ts';
+import { AuditGuest } from '../support/played-audit.ts';
+import { scratchDirectory } from '../support/scratch.ts';
 
 const EGRESS = '{mode: enforce, allow: []}';
 /** What a guest that is silent is given, and a little. */
@@ -208,6 +222,92 @@ test('off: what the guest records is read and dropped, so that it does not stop 
   assert.equal(existsSync(directoryOf(host, detail)), false);
 });
 
+test('a reverse shell ends the run while it goes on, with an alert that names the process', async () => {
+  await using host = await playedHost(EGRESS, { audit: 'on' });
+  const { guest, result } = await host.start({});
+  const audit = await AuditGuest.open(guest);
+  await guest.control.startProcess();
+  const run = new SyntheticRun();
+  makeBuild(run);
+  reverseShell(run);
+  const startedAt = performance.now();
+  await audit.script(run.frames());
+  await guest.exited;
+  const tookMs = performance.now() - startedAt;
+  const ended = await result;
+  assert.deepEqual([ended.outcome, ended.error?.code], ['violation', 'POLICY_VIOLATION']);
+  assert.match(ended.error?.message ?? '', /ct\.detect\.reverse_shell/);
+  const [alert, ...others] = host.alerts;
+  assert.ok(alert && others.length === 0, JSON.stringify(host.alerts));
+  assert.deepEqual(
+    [alert.rule, alert.action, alert.process?.binary],
+    ['ct.detect.reverse_shell', 'terminated', '/bin/sh'],
+  );
+  assert.ok(Math.abs(Date.parse(alert.time) - Date.now()) < 60_000, alert.time);
+  const detail = await host.client.run('latest');
+  assert.equal(alert.evidence.file, directoryOf(host, detail));
+  assert.equal(detail.audit?.state, 'incomplete'); // the VM was killed with what it had not sent
+  console.log(`from the first record to a dead VM: ${tookMs.toFixed(0)} ms`);
+});
+
+test('what a job does last is judged, too, and a build alone raises no alert', async () => {
+  await using host = await playedHost(EGRESS, { audit: 'on' });
+  for (const [attack, rules] of [
+    [(run: SyntheticRun) => void run.step('x').file('read', '/home/ct/.ssh/id_rsa').exit(), 1],
+    [makeBuild, 0],
+  ] as const) {
+    host.alerts.length = 0;
+    const { guest, result } = await host.start({});
+    const audit = await AuditGuest.open(guest);
+    const step = await guest.control.startProcess();
+    const run = new SyntheticRun();
+    attack(run);
+    await audit.script(run.frames());
+    void guest.control.endProcess(step);
+    await audit.answerPosition();
+    assert.equal((await result).outcome, 'success');
+    assert.deepEqual(
+      host.alerts.map(({ rule, action }) => [rule, action]),
+      Array(rules).fill(['ct.detect.credentials', 'recorded']),
+    );
+  }
+});
+
+test('a guest that records as fast as it can holds up neither its link process nor the daemon', async () => {
+  await using host = await playedHost(EGRESS, { audit: 'on' });
+  const { guest, result, events } = await host.start({});
+  const audit = await AuditGuest.open(guest);
+  const step = await guest.control.startProcess();
+  const before = peakMib(process.pid);
+  let slowestMs = 0;
+  let linkMib = 0;
+  let isOver = false;
+  const looking = (async () => {
+    while (!isOver) {
+      const at = performance.now();
+      await host.client.info();
+      slowestMs = Math.max(slowestMs, performance.now() - at);
+      linkMib = Math.max(linkMib, peakMib(guest.linkPid));
+      await sleep(20);
+    }
+  })();
+  const guestCalls = 1_200_000;
+  const startedAt = performance.now();
+  for (let sent = 0; sent < guestCalls; sent += 4000) await audit.calls(4000);
+  void guest.control.endProcess(step);
+  await audit.answerPosition();
+  assert.equal((await result).outcome, 'success');
+  const seconds = (performance.now() - startedAt) / 1000;
+  isOver = true;
+  await looking;
+  assert.deepEqual(warningsIn(events), []);
+  assert.equal((await host.client.run('latest')).audit?.records, guestCalls);
+  console.log(
+    `${Math.round(guestCalls / seconds / 1000)} k records/s (their making included), slowest answer of the daemon ${slowestMs.toFixed(0)} ms, ` +
+      `daemon and guest grew by ${(peakMib(process.pid) - before).toFixed(0)} MiB, link process ${linkMib.toFixed(0)} MiB`,
+  );
+});
+
 test('a link process that is killed leaves a record that is sealed as far as it goes', async () => {
   await using host = await playedHost(EGRESS, { audit: 'on' });
   const { guest, result } = await host.start({});
@@ -227,4 +327,113 @@ test('a link process that is killed leaves a record that is sealed as far as it 
   const verdict = await verdictOf(host, detail);
   assert.ok(verdict.status === 'incomplete' && verdict.reason === 'violation', JSON.stringify(verdict));
   assert.deepEqual(readdirSync(directoryOf(host, detail)).sort(), ['seal.json', 'segment-00000']);
+});
+
+/** What the next daemon finds of a home whose daemon was killed at this moment. */
+function killedHome(host: PlayedHost, directory: string): string {
+  const home = join(directory, 'killed');
+  cpSync(host.ctHome, home, { recursive: true });
+  return home;
+}
+
+for (const [what, prepare] of [
+  ['while a run was on record', () => {}],
+  [
+    'while it sealed',
+    (home: string, run: string) => {
+      const sealing = join(home, 'audit', `.sealing-${run}`);
+      mkdirSync(sealing);
+      renameSync(join(home, 'audit', run, 'segment-00000'), join(sealing, 'segment-00000'));
+    },
+  ],
+] as const) {
+  test(`a daemon that was killed ${what} leaves a record that the next one seals`, async () => {
+    using scratch = scratchDirectory();
+    chmodSync(scratch.path, 0o755);
+    await using host = await playedHost(EGRESS, { audit: 'required' });
+    const { guest, result } = await host.start({});
+    const audit = await AuditGuest.open(guest);
+    const step = await guest.control.startProcess();
+    await audit.calls(1000);
+    await sleep(600); // it is on the disk after 250 ms
+    await audit.calls(4000);
+    const home = killedHome(host, scratch.path);
+    const { run } = await host.client.run('latest');
+    prepare(home, run);
+    const runs = new Runs({ ctHome: home });
+    assert.equal(runs.detail(run).error?.code, 'HOST_DIED');
+    await runs.sealInterrupted();
+    const detail = runs.detail(run);
+    assert.deepEqual([detail.audit?.state, detail.audit?.reason], ['incomplete', 'interrupted']);
+    assert.equal(detail.audit?.records, 1000);
+    const trust = await trustKeyFile(join(home, 'keys/host.pub'));
+    const directory = join(home, 'audit', run);
+    const verdict = await verifyAudit({ directory, run, trust, now: new Date() });
+    assert.ok(verdict.status === 'incomplete' && verdict.reason === 'violation', JSON.stringify(verdict));
+    assert.equal(verdict.seal?.error, 'HOST_DIED');
+    assert.deepEqual(readdirSync(join(home, 'audit')), [run]);
+    await runs.remove(run);
+    assert.deepEqual(readdirSync(join(home, 'audit')), []);
+    runs.close();
+    void guest.control.endProcess(step);
+    await audit.answerPosition();
+    assert.equal((await result).outcome, 'success');
+  });
+}
+
+/** A link process that was taken over: the real one, except for what it says when its job has ended. */
+function liar(directory: string, lie: string): string {
+  const path = join(directory, 'liar.mjs');
+  writeFileSync(
+    path,
+    `const send = process.send.bind(process);
+     process.send = (message, ...rest) => {
+       if (message.type === 'job-done') { const { audit } = message; ${lie} }
+       return send(message, ...rest);
+     };
+     await import(${JSON.stringify(join(installRoot, 'src/host/link-process.ts'))});`,
+  );
+  chmodSync(path, 0o644);
+  return path;
+}
+
+for (const [what, lie, expected] of [
+  ['a head of its own', `audit.summary.head = 'ab'.repeat(32);`, 'contradiction'],
+  ['other counts', 'audit.summary.counts.cpus[0].records = 7;', 'contradiction'],
+  ['another size of a file', 'audit.summary.segments[0].bytes += 1;', 'contradiction'],
+] as const) {
+  test(`a link process that says ${what}: the seal says what it said, and verification finds the difference`, async () => {
+    using scratch = scratchDirectory();
+    chmodSync(scratch.path, 0o755);
+    await using host = await playedHost(EGRESS, {
+      audit: 'required',
+      link: { program: liar(scratch.path, lie) },
+    });
+    const { guest, result } = await host.start({});
+    const audit = await AuditGuest.open(guest);
+    const step = await guest.control.startProcess();
+    await audit.calls(1000);
+    void guest.control.endProcess(step);
+    await audit.answerPosition();
+    assert.equal((await result).outcome, 'success');
+    const verdict = await verdictOf(host, await host.client.run('latest'));
+    assert.ok(verdict.status === 'tampered' && verdict.damage === expected, JSON.stringify(verdict));
+  });
+}
+
+test('a link process that says nothing about the record has run in vain, if policy requires one', async () => {
+  using scratch = scratchDirectory();
+  chmodSync(scratch.path, 0o755);
+  await using host = await playedHost(EGRESS, {
+    audit: 'required',
+    link: { program: liar(scratch.path, 'delete message.audit;') },
+  });
+  const { guest, result } = await host.start({});
+  const audit = await AuditGuest.open(guest);
+  const step = await guest.control.startProcess();
+  void guest.control.endProcess(step);
+  await audit.answerPosition();
+  const ended = await result;
+  assert.deepEqual([ended.outcome, ended.error?.code], ['violation', 'AUDIT_LOST']);
+  assert.equal((await host.client.run('latest')).audit?.state, 'unsealed');
 });

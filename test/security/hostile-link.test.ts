@@ -90,6 +90,33 @@ describe('a link process that says what it must not ends with LINK_DIED, and the
       `say({ type: 'step', step: 0, state: 'running' }); hold();`,
       /more of its job than there is/,
     ],
+    [
+      'events of a job that nobody started',
+      `say({ type: 'detect', missed: 0, clockOffsetMs: 0, batch: [{ time_ns: '0', pid: 1, started_ns: '0',
+         event: { kind: 'denied', denied: { what: 'exec', path: '/x' }, process: { binary: '', program: '', uid: 0, sockets: [], connections: [] } } }] });
+       hold();`,
+      /events that nobody asked for/,
+    ],
+    [
+      'events of no kind',
+      `say({ type: 'detect', missed: 0, clockOffsetMs: 0, batch: [{}] }); hold();`,
+      /malformed/,
+    ],
+    [
+      'a lost record of no reason',
+      `say({ type: 'audit-lost', loss: { reason: '', message: '' } }); hold();`,
+      /malformed/,
+    ],
+    [
+      'a lost record of a job that nobody started',
+      `say({ type: 'audit-lost', loss: { reason: 'gap', message: '' } }); hold();`,
+      /more of its job than there is/,
+    ],
+    [
+      'an audit summary that is none',
+      `say({ type: 'job-done', result: { outcome: 'success', exitCode: 0 }, audit: { kind: 'recorded', summary: {} } }); hold();`,
+      /malformed/,
+    ],
     ['an acknowledgement of no handle', `say({ cmd: 'NODE_HANDLE_ACK' }); hold();`, /not its to send/],
     ['a refusal of a handle', `say({ cmd: 'NODE_HANDLE_NACK' }); hold();`, /not its to send/],
     [

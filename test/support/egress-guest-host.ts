@@ -153,6 +153,11 @@ audit: ${options.audit ?? 'off'}
       vm,
       link.pid,
     );
+    // As of a VM that has ended.
+    void vm.exited.then(() => {
+      guestControl.destroy();
+      guestAudit.destroy();
+    });
     cleanup.defer(async () => {
       await vm.destroy();
       guestControl.destroy();

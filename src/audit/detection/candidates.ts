@@ -87,7 +87,7 @@ export class Candidates {
       this.#missed += 1;
       return;
     }
-    this.#waiting.push(event);
+    this.#waiting.push(event.kind === 'syscall' ? detached(event) : event);
     const { timeNs } = event;
     if (timeNs > this.#newestNs) this.#newestNs = timeNs;
   }
@@ -285,6 +285,12 @@ export class Candidates {
     }
     return 'other';
   }
+}
+
+/** The payload that a system call is read from is used again. */
+function detached(event: SyscallEvent): SyscallEvent {
+  const { kind, cpu, sequence, timeNs, thread, number, isCompat, isAtEntry, result, args } = event;
+  return { kind, cpu, sequence, timeNs, thread, number, isCompat, isAtEntry, result, args };
 }
 
 /** Programs that run another one, which is their first argument without a dash. */

@@ -1,0 +1,103 @@
+/**
+ * The link process's half of the detections: chooses from what the guest records (src/audit/detection/candidates.ts), and
+ * sends it to the daemon, which asks policy, one batch at a time. What comes faster than that is counted, and is on record.
+ */
+import { batches, type SentCandidate } from '../audit/detection/batches.ts';
+import { Candidates } from '../audit/detection/candidates.ts';
+import type { ParsedFrame } from '../audit/frame-parser.ts';
+import { decodeProcesses, decodeSyscalls } from '../audit/records.ts';
+import type { NameOf } from '../audit/timeline/destinations.ts';
+import { AUDIT_FRAME_BYTES, AuditFrame } from '../protocol/audit.ts';
+
+const TAKE_MS = 100;
+/** Records of different CPUs are put in order among each other; what has been quiet for so long has nothing to wait for. */
+const QUIET_MS = 600;
+const NS_PER_MS = 1e6;
+
+export interface DetectMessage {
+  readonly type: 'detect';
+  readonly batch: readonly SentCandidate[];
+  /** Events of the run so far that were not chosen from. */
+  readonly missed: number;
+  /** Milliseconds since 1970 when the guest's clock was 0. */
+  readonly clockOffsetMs: number;
+}
+
+export class LinkDetections {
+  readonly #send: (message: DetectMessage) => void;
+  readonly #candidates: Candidates;
+  #queue: SentCandidate[][] = [];
+  #isAsked = false;
+  #timer: NodeJS.Timeout | undefined;
+  #heardAt = 0;
+  #hasEnded = false;
+  #clockOffsetMs = Number.POSITIVE_INFINITY;
+  #onDrained: (() => void) | undefined;
+
+  /** `send`: to the daemon, which says when it has judged. */
+  constructor(send: (message: DetectMessage) => void, nameOf: NameOf) {
+    this.#send = send;
+    this.#candidates = new Candidates(nameOf);
+  }
+
+  /** A checked frame, which holds during the call only. */
+  frame({ bytes, type, cpu, first, records, lastNs }: ParsedFrame): void {
+    if (type === AuditFrame.heartbeat || this.#hasEnded) return;
+    const payload = bytes.subarray(AUDIT_FRAME_BYTES);
+    const events =
+      type === AuditFrame.syscalls
+        ? decodeSyscalls(payload, { cpu, first, records })
+        : decodeProcesses(payload, { first, records });
+    for (const event of events) this.#candidates.add(event);
+    this.#heardAt = performance.now();
+    // Frames are late, never early: the least difference is the nearest.
+    this.#clockOffsetMs = Math.min(this.#clockOffsetMs, Date.now() - lastNs / NS_PER_MS);
+    this.#timer ??= setTimeout(() => this.#take(), TAKE_MS);
+  }
+
+  /** The daemon has judged what it was sent. */
+  answered(): void {
+    this.#isAsked = false;
+    this.#ask();
+  }
+
+  /** Nothing comes any more: sends what there is, and waits at most `patienceMs` until it is judged. */
+  async end(patienceMs: number): Promise<void> {
+    this.#hasEnded = true;
+    clearTimeout(this.#timer);
+    this.#queue.push(...batches(this.#candidates.take(true)));
+    this.#ask();
+    if (!this.#isAsked) return;
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.#onDrained = resolve;
+    const timer = setTimeout(resolve, patienceMs);
+    await promise;
+    clearTimeout(timer);
+    this.#queue = [];
+  }
+
+  #take(): void {
+    this.#timer = undefined;
+    const isQuiet = performance.now() - this.#heardAt >= QUIET_MS;
+    // What waits here is bounded, what was taken is not.
+    if (this.#queue.length === 0) this.#queue = batches(this.#candidates.take(isQuiet));
+    this.#ask();
+    if (!isQuiet || this.#queue.length > 0) this.#timer = setTimeout(() => this.#take(), TAKE_MS);
+  }
+
+  #ask(): void {
+    if (this.#isAsked) return;
+    const batch = this.#queue.shift();
+    if (!batch) {
+      this.#onDrained?.();
+      return;
+    }
+    this.#isAsked = true;
+    this.#send({
+      type: 'detect',
+      batch,
+      missed: this.#candidates.missed,
+      clockOffsetMs: Math.round(this.#clockOffsetMs),
+    });
+  }
+}

@@ -1,0 +1,66 @@
+/** The daemon's half of the detections: asks policy about what a link process has chosen of the events of a run. */
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { AlertSink } from '../audit/alert.ts';
+import { type DetectionOptions, Detections } from '../audit/detect.ts';
+import type { Candidate } from '../audit/detection/candidates.ts';
+import { CtError } from '../core/errors.ts';
+import type { PolicyEngine } from '../policy/engine.ts';
+
+/** Between two batches of one run. */
+const LEAST_PAUSE_MS = 20;
+/** A pause is so many times as long as the evaluation before it: no run takes more than a tenth of the daemon's time. */
+const PAUSE_FACTOR = 9;
+const NS_PER_MS = 1_000_000n;
+
+export interface DetectReport {
+  readonly batch: readonly Candidate[];
+  readonly missed: number;
+  readonly clockOffsetMs: number;
+}
+
+export interface RunDetectionsOptions extends Omit<DetectionOptions, 'clockOffsetNs'> {
+  readonly engine: Pick<PolicyEngine, 'detect'>;
+  readonly alerts: AlertSink;
+}
+
+export class RunDetections {
+  readonly #options: RunDetectionsOptions;
+  #detections: Detections | undefined;
+
+  constructor(options: RunDetectionsOptions) {
+    this.#options = options;
+  }
+
+  /**
+   * Files an alert for everything that policy finds. Resolves when the next batch may come, with what ends the run if a rule
+   * says so; `onEnd` is called with that at once.
+   */
+  async judge(
+    { batch, missed, clockOffsetMs }: DetectReport,
+    onEnd: (error: CtError) => void,
+  ): Promise<void> {
+    const { engine, alerts } = this.#options;
+    // The guest's clock does not jump; what is said later changes nothing.
+    const clockOffsetNs = BigInt(clockOffsetMs) * NS_PER_MS;
+    this.#detections ??= new Detections({ ...this.#options, clockOffsetNs });
+    const detections = this.#detections;
+    const startedAt = performance.now();
+    const { findings } = await engine.detect(detections.question(batch));
+    const tookMs = performance.now() - startedAt;
+    const now = new Date();
+    const overflow = detections.overflow(missed, now);
+    for (const { alert, isTerminating } of [
+      ...detections.alerts(batch, findings, now),
+      ...(overflow ? [overflow] : []),
+    ]) {
+      alerts.file(alert);
+      if (!isTerminating) continue;
+      onEnd(
+        new CtError('POLICY_VIOLATION', `${alert.title} (rule ${alert.rule})`, {
+          hint: `what it did: ct audit show ${alert.run.id}; \`detect\` of the policy says what follows from a rule`,
+        }),
+      );
+    }
+    await sleep(Math.max(LEAST_PAUSE_MS, PAUSE_FACTOR * tookMs), undefined, { ref: false });
+  }
+}
