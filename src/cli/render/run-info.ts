@@ -1,6 +1,6 @@
 /** Runs as `ct ps` and `ct inspect` show them. Pure. */
 import type { ErrorCode } from '../../core/errors.ts';
-import type { RunDetail, RunInfo } from '../../host/client.ts';
+import type { RunAuditInfo, RunDetail, RunInfo } from '../../host/client.ts';
 import { formatElapsed, formatError, oneLine, type Style } from './format.ts';
 import { formatTable } from './table.ts';
 
@@ -58,7 +58,7 @@ export function runTable(runs: readonly RunInfo[], nowMs: number): string {
 
 /** The document of `ct inspect --json`. */
 export function inspectJson(detail: RunDetail, nowMs: number): Record<string, unknown> {
-  const { image, shape, error, vm, steps, shells = [], statesMs, destruction, logDirectory } = detail;
+  const { image, shape, error, vm, steps, shells = [], statesMs, audit, destruction, logDirectory } = detail;
   return {
     version: 1,
     ...runJson(detail, nowMs),
@@ -69,6 +69,7 @@ export function inspectJson(detail: RunDetail, nowMs: number): Record<string, un
     steps,
     shells: shells.map(({ openedAtMs, uid }) => ({ opened: new Date(openedAtMs).toISOString(), uid })),
     statesMs,
+    audit: audit ?? null,
     destruction: destruction ?? null,
     log: logDirectory,
   };
@@ -106,6 +107,7 @@ export function inspectPage(detail: RunDetail, style: Style, nowMs: number): str
       'shell',
       `opened ${localTime(openedAtMs)} by user ${uid}`,
     ]),
+    ['record', detail.audit ? auditText(detail.audit) : ''],
     ['destroyed', destruction ? `in ${formatElapsed(destruction.durationMs)}` : ''],
     ...(destruction?.removed ?? []).map(({ what, proof }): [string, string] => [`  ${what}`, proof]),
     ['log', detail.logDirectory],
@@ -114,6 +116,13 @@ export function inspectPage(detail: RunDetail, style: Style, nowMs: number): str
   const width = Math.max(...shown.map(([name]) => name.length));
   const lines = shown.map(([name, value]) => `${name.padEnd(width)}  ${oneLine(value)}\n`).join('');
   return detail.error === undefined ? lines : `${lines}${formatError(detail.error, style)}`;
+}
+
+function auditText({ mode, state, records, bytes, head, message }: RunAuditInfo): string {
+  if (state === 'off') return 'none, as policy wants';
+  const size = bytes === undefined ? '' : `, ${records} records in ${Math.ceil(bytes / 1024)} KiB`;
+  const sealed = head === undefined ? '' : `, head ${head}`;
+  return `${state} (audit: ${mode})${size}${sealed}${message === undefined ? '' : `: ${message}`}`;
 }
 
 /** `2026-01-31 09:05:07`, in the time zone of the user. */
