@@ -35,7 +35,6 @@ import {
   type PolicyCheck,
   type PolicyInfo,
   type RetentionResult,
-  type RunAuditInfo,
   type RunDetail,
   type RunInfo,
   SHELL_PROTOCOL,
