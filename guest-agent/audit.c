@@ -16,7 +16,7 @@
 /* While a job works, what it does is sent in bunches of this age. */
 #define ACTIVE_MS 25
 /* After this long without anything, the next record has to wake the helper. */
-#define ACTIVE_TICKS 4
+#define ACTIVE_LOOKS 4
 /*
  * The host waits for 2 s. Half of it is how long a record waits whose waking was missed, because the writer saw that the
  * helper was awake and the helper saw that nothing was there.
@@ -47,6 +47,11 @@ static bool frozen;
 static uint64_t processes_sent;
 static uint64_t heartbeat_due_us;
 static unsigned next_cpu;
+/*
+ * What had been recorded when the helper looked last: it sends no more than that. Else it would send frames of a few records
+ * for as long as the job works.
+ */
+static uint64_t seen_heads[AUDIT_MAX_CPUS];
 
 static uint8_t outbox[PORT_WRITE_BYTES] __attribute__((aligned(64)));
 static size_t outbox_start, outbox_end;
@@ -62,12 +67,15 @@ static size_t waiting_bytes(const struct audit_queue *queue)
 	return __atomic_load_n(queue->producer, __ATOMIC_ACQUIRE) - *queue->consumer;
 }
 
-static bool anything_waits(void)
+/* Returns whether there is anything to send. */
+static bool look(void)
 {
-	for (unsigned cpu = 0; cpu < options->cpus; cpu++)
-		if (waiting_calls(cpu) > 0)
-			return true;
-	return waiting_bytes(&options->events) > 0;
+	bool found = waiting_bytes(&options->events) > 0;
+	for (unsigned cpu = 0; cpu < options->cpus; cpu++) {
+		seen_heads[cpu] = __atomic_load_n(&options->rings[cpu].head, __ATOMIC_ACQUIRE);
+		found = found || seen_heads[cpu] != options->reader->cpus[cpu].tail;
+	}
+	return found;
 }
 
 /* --- Frames --- */
@@ -93,7 +101,7 @@ static bool make_syscalls_frame(unsigned cpu)
 {
 	const struct audit_ring *ring = &options->rings[cpu];
 	uint64_t tail = options->reader->cpus[cpu].tail;
-	uint64_t count = waiting_calls(cpu);
+	uint64_t count = seen_heads[cpu] - tail;
 	size_t at = tail % AUDIT_SLOTS;
 	if (count == 0)
 		return false;
@@ -225,23 +233,36 @@ static int write_port(void)
 
 /* --- The loop --- */
 
-/* How long to sleep; `quiet_ticks` counts how often nothing had happened. */
-static int sleep_ms(unsigned quiet_ticks)
+/* When to look next, whether anybody rings or not. */
+static uint64_t look_due_us;
+/* How often nothing was there. */
+static unsigned quiet_looks;
+
+static int until_look_ms(void)
+{
+	uint64_t now = now_us();
+	return now < look_due_us ? (int)((look_due_us - now) / 1000) + 1 : 0;
+}
+
+/* How long to sleep. */
+static int sleep_ms(void)
 {
 	if (!open_to_host)
 		return HELLO_MS;
 	if (!host_seen)
 		return HOST_UNSEEN_MS;
-	if (quiet_ticks < ACTIVE_TICKS)
-		return ACTIVE_MS;
+	if (quiet_looks < ACTIVE_LOOKS)
+		return until_look_ms();
 	__atomic_store_n(&options->reader->armed, 1, __ATOMIC_SEQ_CST);
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	return anything_waits() ? ACTIVE_MS : IDLE_MS;
+	/* Perhaps it came just before. */
+	if (look())
+		quiet_looks = 0;
+	return until_look_ms();
 }
 
 enum port_end audit_serve(const struct audit_options *audit_options)
 {
-	unsigned quiet_ticks = 0;
 	options = audit_options;
 	int epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	struct epoll_event port_event = { .events = PORT_EVENTS, .data.fd = options->port_fd };
@@ -253,7 +274,7 @@ enum port_end audit_serve(const struct audit_options *audit_options)
 	for (;;) {
 		struct epoll_event events[2];
 		bool port_ready = false, rung = false;
-		int count = epoll_wait(epoll_fd, events, 2, sleep_ms(quiet_ticks));
+		int count = epoll_wait(epoll_fd, events, 2, sleep_ms());
 		options->reader->armed = 0;
 		for (int index = 0; index < count; index++) {
 			if (events[index].data.fd == options->doorbell_fd) {
@@ -270,7 +291,10 @@ enum port_end audit_serve(const struct audit_options *audit_options)
 			port_ready = true;
 			port_full = false;
 		}
-		quiet_ticks = rung || anything_waits() ? 0 : quiet_ticks + 1;
+		if (rung || now_us() >= look_due_us) {
+			quiet_looks = look() || rung ? 0 : quiet_looks + 1;
+			look_due_us = now_us() + (quiet_looks < ACTIVE_LOOKS ? ACTIVE_MS : IDLE_MS) * 1000;
+		}
 		govern_job();
 		int end = port_ready ? read_port() : GOES_ON;
 		if (end == GOES_ON)
