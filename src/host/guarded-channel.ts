@@ -6,7 +6,8 @@
  * Each of these would end the daemon. So Node's reader is replaced by this one, and Node hears of nothing but the
  * acknowledgement that it waits for after it has sent a handle. What a child may write:
  *
- *     lines of JSON, ended by "\n"; at most MAX_REPLY_BYTES until the daemon speaks again. No descriptors.
+ *     lines of JSON, ended by "\n"; at most MAX_REPLY_BYTES until the daemon speaks again. No descriptors. Nothing at all while
+ *     more than MAX_UNREAD_BYTES, or MAX_UNREAD_MESSAGES behind a descriptor, wait to be read by it: the daemon has to keep them.
  */
 import type { ChildProcess } from 'node:child_process';
 import { printable } from '../core/bounded-tail.ts';
@@ -14,6 +15,10 @@ import { CtError } from '../core/errors.ts';
 
 /** An honest answer is a few hundred bytes, and one with the longest error messages a few ten thousand. Child-controlled. */
 const MAX_REPLY_BYTES = 256 * 1024;
+/** The largest command (MAX_JSON_BYTES), and answers to as many questions as may be open. */
+const MAX_UNREAD_BYTES = 8 * 1024 * 1024;
+/** Node sends nothing on before a descriptor was acknowledged: an answer to each open question, heartbeats, and to spare. */
+const MAX_UNREAD_MESSAGES = 1000;
 /** Pieces of an unfinished line that are kept apart; a child may write byte by byte. */
 const MAX_PIECES = 64;
 const QUOTED_BYTES = 60;
@@ -25,6 +30,8 @@ interface ChannelHandle {
   onread: (memory: ArrayBuffer | undefined) => void;
   /** All bytes so far, those that `onread` is being told of included. */
   readonly bytesRead: number;
+  /** Of what was sent, the bytes that the kernel has not taken. */
+  readonly writeQueueSize: number;
   pendingHandle: { close(): void } | null;
 }
 
@@ -37,6 +44,7 @@ export interface GuardedChannelEvents {
 
 export class GuardedChannel {
   readonly #child: ChildProcess;
+  readonly #channel: ChannelHandle;
   readonly #events: GuardedChannelEvents;
   #line: Buffer[] = [];
   #receivedBytes = 0;
@@ -48,6 +56,7 @@ export class GuardedChannel {
     this.#events = events;
     const channel = channelHandle(child);
     if (!channel) throw new CtError('INTERNAL', 'the channel of a link process cannot be guarded');
+    this.#channel = channel;
     const nodeReader = channel.onread;
     let seenBytes = channel.bytesRead;
     channel.onread = (memory): void => {
@@ -74,6 +83,13 @@ export class GuardedChannel {
   }
 
   #read(bytes: Buffer): void {
+    if (
+      this.#channel.writeQueueSize > MAX_UNREAD_BYTES ||
+      (this.#handleQueue?.length ?? 0) > MAX_UNREAD_MESSAGES
+    ) {
+      this.#violate('it speaks on, and does not read what it is told');
+      return;
+    }
     this.#receivedBytes += bytes.length;
     if (this.#receivedBytes > MAX_REPLY_BYTES) {
       this.#violate(`it sent more than ${MAX_REPLY_BYTES} bytes at a time`);
@@ -102,7 +118,7 @@ export class GuardedChannel {
     }
     const cmd = typeof message === 'object' && message !== null && 'cmd' in message ? message.cmd : undefined;
     if (cmd === undefined) this.#events.onMessage(message);
-    else if (cmd === 'NODE_HANDLE_ACK' && this.#awaitsAcknowledgement()) {
+    else if (cmd === 'NODE_HANDLE_ACK' && this.#handleQueue) {
       this.#child.emit('internalMessage', { cmd });
     } else if (typeof cmd !== 'string' || !cmd.startsWith('NODE_SOCKET_')) {
       // NODE_SOCKET_…: bookkeeping of net.Server for sockets that were handed over, for which nobody here waits.
@@ -110,8 +126,10 @@ export class GuardedChannel {
     }
   }
 
-  #awaitsAcknowledgement(): boolean {
-    return Array.isArray((this.#child as unknown as { readonly _handleQueue: unknown })._handleQueue);
+  /** What waits for the acknowledgement of a descriptor; null: nothing does. */
+  get #handleQueue(): readonly unknown[] | null {
+    const { _handleQueue: queue } = this.#child as unknown as { readonly _handleQueue: unknown };
+    return Array.isArray(queue) ? queue : null;
   }
 
   #violate(what: string): void {
@@ -130,6 +148,7 @@ function channelHandle(child: ChildProcess): ChannelHandle | undefined {
   const usable =
     typeof handle?.onread === 'function' &&
     typeof handle.bytesRead === 'number' &&
+    typeof handle.writeQueueSize === 'number' &&
     'pendingHandle' in handle &&
     '_handleQueue' in child;
   return usable ? handle : undefined;

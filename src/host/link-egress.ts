@@ -121,7 +121,9 @@ export class LinkEgressControl implements EgressControl {
   }
 
   attempted(attempt: OtherAttempt): void {
-    if (this.#waitingAttempts >= MAX_WAITING_ATTEMPTS) return;
+    // No flood of what a job tries hides that its guest was taken over; of that there is not much (MAX_OFFENCES of the proxy).
+    const mustBeTold = attempt.what === 'forged-request';
+    if (this.#waitingAttempts >= MAX_WAITING_ATTEMPTS && !mustBeTold) return;
     this.#waitingAttempts += 1;
     void this.#ask({ ask: 'attempted', attempt }).finally(() => {
       this.#waitingAttempts -= 1;

@@ -71,6 +71,17 @@ test('no guest makes it ask more at a time than the daemon takes, and dials leav
   assert.ok(sent.filter(({ ask }) => ask === 'attempted').length < 500);
 });
 
+test('a flood of attempts does not hide that the guest was taken over', async () => {
+  const { control, sent } = opened();
+  for (let i = 0; i < 500; i++) control.attempted({ what: 'udp' });
+  control.attempted({ what: 'forged-request' });
+  for (let at = 0; at < sent.length; at++)
+    control.answered((sent[at] as EgressQuestion).id, { heard: true }, undefined);
+  const told = sent.map((question) => (question.ask === 'attempted' ? question.attempt.what : ''));
+  assert.equal(told.filter((what) => what === 'forged-request').length, 1);
+  assert.equal(told.filter((what) => what === 'udp').length, 64, 'the control');
+});
+
 test('a flood is refused here beyond what may wait', async () => {
   const { control } = opened();
   const answers = Array.from({ length: 5000 }, (_, i) => control.dns(`n${i}.test`, 'A'));
