@@ -77,7 +77,8 @@ struct told_key {
 	__u64 started_ns;
 	__u64 inode;
 	__u32 device;
-	__u32 what;
+	__u32 generation; /* Numbers of inodes come again. */
+	__u64 what;
 };
 
 struct {
@@ -635,9 +636,11 @@ int BPF_PROG(audit_open, struct file *file, int before)
 	if (file->f_mode & FMODE_CREATED && inode->i_mode & S_SETIDS)
 		key.what = CT_FILE_WHAT_SETUID;
 	key.inode = inode->i_ino;
+	key.generation = inode->i_generation;
 	task = bpf_get_current_task_btf();
 	key.started_ns = task->group_leader->start_time;
-	if (bpf_map_lookup_elem(&told, &key))
+	/* A new file always is. */
+	if (!(file->f_mode & FMODE_CREATED) && bpf_map_lookup_elem(&told, &key))
 		return 0;
 	bpf_map_update_elem(&told, &key, &yes, BPF_ANY);
 	record = begin_file(key.what, key.what == CT_FILE_WHAT_SETUID ? inode->i_mode : file->f_flags);

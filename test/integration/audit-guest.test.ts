@@ -433,6 +433,64 @@ test('a million calls at full speed and a host that reads 10 MB a second: nothin
   assert.ok(count >= 990_000 && count < 990_100, `${count}`);
 });
 
+test('as many files and processes as it can make: each is told once, whatever the host can take', {
+  timeout: 90_000,
+}, async () => {
+  await using guest = await clone();
+  const host = await open(guest, { rate: 4_000_000, isBulk: true });
+  await compile(
+    guest,
+    'storm',
+    `
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+static void *wait_for_end(void *unused) { pause(); return unused; }
+int main(void) {
+  char name[64];
+  pthread_t thread;
+  if (fork() == 0) {
+    for (int i = 0; i < 10000; i++) {
+      sprintf(name, "file-%d", i);
+      close(open(name, O_CREAT | O_WRONLY, 0600));
+      unlink(name);
+    }
+    _exit(0);
+  }
+  for (int i = 0; i < 150; i++) {
+    if (fork() == 0) {
+      for (int n = 0; n < 4; n++) pthread_create(&thread, 0, wait_for_end, 0);
+      if (i % 2) execl("/bin/true", "/bin/true", NULL);
+      exit(i % 100);
+    }
+  }
+  while (wait(0) > 0);
+}`,
+  );
+  await host.caughtUp(30_000);
+  const seen = host.processes.length;
+  const { result } = await guest.sh('', { argv: ['./storm'] });
+  assert.deepEqual(result, { kind: 'exited', code: 0, oomKilled: false });
+  await host.caughtUp(60_000);
+  const events = host.processes.slice(seen);
+  const files = events.flatMap((event) =>
+    event.kind === 'file' && event.path.startsWith('/workspace/file-') ? [event] : [],
+  );
+  for (const what of ['write', 'unlink']) {
+    const paths = files.filter((event) => event.what === what).map(({ path }) => path);
+    assert.deepEqual([paths.length, new Set(paths).size], [10_000, 10_000], what);
+  }
+  const ended = events.flatMap((event) => (event.kind === 'exit' ? [event.process.pid] : []));
+  const born = events.flatMap((event) => (event.kind === 'fork' ? [event.child.pid] : []));
+  assert.equal(born.length, 152);
+  assert.deepEqual(ended.sort(), born.sort());
+  assert.equal(events.filter((event) => event.kind === 'exec' && event.binary.endsWith('/true')).length, 75);
+});
+
 test('events come within 250 ms, and a heartbeat when nothing happens', async () => {
   await using guest = await clone();
   const host = await open(guest);
