@@ -178,18 +178,19 @@ async function runAdmitted(
     throw error;
   }
   const { socket, pending } = connection.release();
-  await claim.machine.runJob({
+  const detections =
+    audit &&
+    new RunDetections({
+      engine: admitted.policy.engine,
+      run: admitted.facts,
+      baseline: options.runs.baselineOf(request.name),
+      evidence: audit.directory,
+      alerts: options.alerts,
+    });
+  const { outcome } = await claim.machine.runJob({
     run,
     audit,
-    detections:
-      audit &&
-      new RunDetections({
-        engine: admitted.policy.engine,
-        run: admitted.facts,
-        baseline: null,
-        evidence: audit.directory,
-        alerts: options.alerts,
-      }),
+    detections,
     request,
     claimed,
     socket,
@@ -197,6 +198,8 @@ async function runAdmitted(
     settings: grant.settings,
     openGate: (peer) => openGate(admitted, peer, options),
   });
+  const destinations = detections?.destinations;
+  if (outcome === 'success' && audit?.isWhole && destinations) run.destinations(destinations);
 }
 
 /** Undefined if the run is not to be on record. */

@@ -45,6 +45,11 @@ export class RunAudit {
     return new RunAudit(options);
   }
 
+  /** Whether the run has ended with a whole record. */
+  get isWhole(): boolean {
+    return this.#report?.kind === 'recorded' && !this.#report.summary.violation;
+  }
+
   /** The link process writes there. */
   get directory(): string {
     return this.#options.records.directory(this.#options.run.id);

@@ -11,6 +11,8 @@ const LEAST_PAUSE_MS = 20;
 /** A pause is so many times as long as the evaluation before it: no run takes more than a tenth of the daemon's time. */
 const PAUSE_FACTOR = 9;
 const NS_PER_MS = 1_000_000n;
+/** Of one run; one that has more does not say what its job does. */
+const MAX_DESTINATIONS = 1000;
 
 export interface DetectReport {
   readonly batch: readonly Candidate[];
@@ -26,9 +28,20 @@ export interface RunDetectionsOptions extends Omit<DetectionOptions, 'clockOffse
 export class RunDetections {
   readonly #options: RunDetectionsOptions;
   #detections: Detections | undefined;
+  readonly #destinations = new Set<string>();
+  #hasMissed = false;
 
   constructor(options: RunDetectionsOptions) {
     this.#options = options;
+  }
+
+  /**
+   * `host:port` that the run connected to; undefined if that is no measure for later runs: not all of it is known, or anybody
+   * could have made the job do it.
+   */
+  get destinations(): readonly string[] | undefined {
+    const isMeasure = !this.#hasMissed && this.#options.run.trust !== 'untrusted';
+    return isMeasure ? [...this.#destinations] : undefined;
   }
 
   /**
@@ -44,6 +57,10 @@ export class RunDetections {
     const clockOffsetNs = BigInt(clockOffsetMs) * NS_PER_MS;
     this.#detections ??= new Detections({ ...this.#options, clockOffsetNs });
     const detections = this.#detections;
+    if (missed > 0) this.#hasMissed = true;
+    for (const { event } of batch) {
+      if (event.kind === 'connect') this.#connected(`${event.connect.host}:${event.connect.port}`);
+    }
     const startedAt = performance.now();
     const { findings } = await engine.detect(detections.question(batch));
     const tookMs = performance.now() - startedAt;
@@ -62,5 +79,10 @@ export class RunDetections {
       );
     }
     await sleep(Math.max(LEAST_PAUSE_MS, PAUSE_FACTOR * tookMs), undefined, { ref: false });
+  }
+
+  #connected(place: string): void {
+    if (this.#destinations.size < MAX_DESTINATIONS) this.#destinations.add(place);
+    else if (!this.#destinations.has(place)) this.#hasMissed = true;
   }
 }

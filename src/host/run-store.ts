@@ -50,6 +50,7 @@ const MIGRATIONS: readonly string[] = [
    ) STRICT;
    CREATE INDEX shells_by_run ON shells (run);`,
   'ALTER TABLE runs ADD COLUMN audit TEXT;',
+  'ALTER TABLE runs ADD COLUMN destinations TEXT;',
 ];
 
 type Row = Record<string, unknown>;
@@ -63,6 +64,8 @@ const SQL = {
   vm: 'UPDATE runs SET vm = ?, image_name = ? WHERE id = ?',
   audit: 'UPDATE runs SET audit = ? WHERE id = ?',
   recording: "SELECT id FROM runs WHERE json_extract(audit, '$.state') = 'recording'",
+  destinations: 'UPDATE runs SET destinations = ? WHERE id = ?',
+  destinationsOfJob: `SELECT destinations FROM runs WHERE job = ? AND destinations IS NOT NULL ${BY_TIME} LIMIT ?`,
   step: 'UPDATE steps SET state = ?, exit_code = ?, duration_ms = ? WHERE run = ? AND position = ?',
   end: `UPDATE runs SET state = 'ended', state_since_ms = ?, states_ms = ?, duration_ms = ?, outcome = ?, exit_code = ?,
           error = ?, destruction = ? WHERE id = ?`,
@@ -159,6 +162,11 @@ export class RunStore {
     this.#run('audit', JSON.stringify(audit), run);
   }
 
+  /** `host:port` that it connected to. */
+  setDestinations(run: string, destinations: readonly string[]): void {
+    this.#run('destinations', JSON.stringify(destinations), run);
+  }
+
   setStep(run: string, position: number, step: Omit<RunStep, 'name'>): void {
     this.#run('step', step.state, step.exitCode ?? null, step.durationMs ?? null, run, position);
   }
@@ -227,6 +235,13 @@ export class RunStore {
       statesMs: JSON.parse(String(row['states_ms'])) as RunDetail['statesMs'],
       ...optional('destruction', parsed<Destruction>(row['destruction'])),
     };
+  }
+
+  /** Those of the newest `count` runs of a job of which they are known; undefined if there are none. */
+  destinationsOf(job: string, count: number): string[] | undefined {
+    const rows = this.#all('destinationsOfJob', job, count);
+    if (rows.length === 0) return undefined;
+    return [...new Set(rows.flatMap(({ destinations }) => JSON.parse(String(destinations)) as string[]))];
   }
 
   /** Runs whose record nobody has ended. */

@@ -23,6 +23,8 @@ import { RunStore } from './run-store.ts';
 
 export const DEFAULT_KEEP_RUNS = 200;
 export const DEFAULT_MAX_AGE_DAYS = 14;
+/** What some of a job's last runs did is what it does. */
+const BASELINE_RUNS = 10;
 const DAY_MS = 24 * 60 * 60 * 1000;
 /** An end that could not be recorded is tried again after this long. */
 const RETRY_MS = 2000;
@@ -145,6 +147,11 @@ export class Runs {
     });
     this.#live.set(run, live);
     return live;
+  }
+
+  /** `host:port` that the last runs of a job connected to; null if there is nothing to go by. */
+  baselineOf(job: string): readonly string[] | null {
+    return this.#store.destinationsOf(job, BASELINE_RUNS) ?? null;
   }
 
   /** Newest first. */
@@ -370,6 +377,11 @@ export class LiveRun {
 
   claimed(vm: NonNullable<RunDetail['vm']>, imageName: string): void {
     this.#record(() => this.#store.setVm(this.id, vm, imageName));
+  }
+
+  /** For the baseline of later runs of its job. */
+  destinations(destinations: readonly string[]): void {
+    this.#record(() => this.#store.setDestinations(this.id, destinations));
   }
 
   audit(info: RunAuditInfo): void {

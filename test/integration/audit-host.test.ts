@@ -273,6 +273,28 @@ test('what a job does last is judged, too, and a build alone raises no alert', a
   }
 });
 
+test('a destination that the last runs of the job did not have is an alert; those that they had are none', async () => {
+  await using host = await playedHost(EGRESS, { audit: 'on' });
+  const connecting = async (port: number): Promise<string[]> => {
+    host.alerts.length = 0;
+    const { guest, result } = await host.start({});
+    const audit = await AuditGuest.open(guest);
+    const step = await guest.control.startProcess();
+    const run = new SyntheticRun();
+    run.step('x').spawn('/usr/bin/curl', ['curl']).connect('192.0.2.7', port, { fd: 3 }).exit();
+    await audit.script(run.frames());
+    void guest.control.endProcess(step);
+    await audit.answerPosition();
+    assert.equal((await result).outcome, 'success');
+    for (let wait = 0; wait < 20 && host.alerts.length === 0; wait += 1) await sleep(10);
+    return host.alerts.map(({ rule }) => rule);
+  };
+  assert.deepEqual(await connecting(443), [], 'nothing to compare with');
+  assert.deepEqual(await connecting(443), []);
+  assert.deepEqual(await connecting(8443), ['ct.detect.new_destination']);
+  assert.deepEqual(await connecting(8443), [], 'it is known now');
+});
+
 test('a guest that records as fast as it can holds up neither its link process nor the daemon', async () => {
   await using host = await playedHost(EGRESS, { audit: 'on' });
   const { guest, result, events } = await host.start({});
