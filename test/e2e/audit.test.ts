@@ -1,7 +1,7 @@
 /** Jobs in real VMs, on record: from the guest's kernel to a seal that verifies. The daemon is this process. */
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
-import { chmodSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
+import { chmodSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import type { Alert } from '../../src/audit/alert.ts';
@@ -161,4 +161,36 @@ test('a million system calls at full speed: none is missing', async () => {
   console.log(
     `${ended.detail.audit?.records} records, ${ended.detail.audit?.bytes} bytes, ${ended.tookMs.toFixed(0)} ms`,
   );
+});
+
+test('a job that reads keys is an alert while it goes on', async () => {
+  alerts.length = 0;
+  let alertedMs = Number.POSITIVE_INFINITY;
+  const startedAt = performance.now();
+  const watch = setInterval(() => {
+    if (alerts.length > 0) alertedMs = Math.min(alertedMs, performance.now() - startedAt);
+  }, 10);
+  const ended = await run('mkdir -p ~/.ssh && echo key >~/.ssh/id_rsa && cat ~/.ssh/id_rsa && sleep 4');
+  clearInterval(watch);
+  assert.equal(ended.result.outcome, 'success', ended.output);
+  assert.deepEqual(
+    [...new Set(alerts.map(({ rule, action }) => `${rule} ${action}`))],
+    ['ct.detect.credentials recorded'],
+  );
+  assert.ok(ended.tookMs - alertedMs > 2500, `alert after ${alertedMs} of ${ended.tookMs} ms`);
+  assert.match(alerts[0]?.process?.binary ?? '', /cat$/);
+  await proved(ended);
+});
+
+test('a job whose record nobody wants is not held up by it, however many calls it makes', async () => {
+  const data = join(ctHome, 'policy/data.yml');
+  const before = readFileSync(data, 'utf8');
+  writeFileSync(data, before.replace('audit: required', 'audit: off'), { mode: 0o600 });
+  try {
+    const ended = await run('dd if=/dev/zero of=/dev/null bs=1 count=200000 2>&1');
+    assert.equal(ended.result.outcome, 'success', ended.output);
+    assert.equal(ended.detail.audit?.state, 'off');
+  } finally {
+    writeFileSync(data, before, { mode: 0o600 });
+  }
 });
