@@ -222,6 +222,25 @@ test('off: what the guest records is read and dropped, so that it does not stop 
   assert.equal(existsSync(directoryOf(host, detail)), false);
 });
 
+test('a link process that is itself stopped for longer than silence lasts ends no run, and loses nothing', async () => {
+  await using host = await playedHost(EGRESS, { audit: 'required' });
+  const { guest, result } = await host.start({});
+  const audit = await AuditGuest.open(guest);
+  const step = await guest.control.startProcess();
+  process.kill(guest.linkPid, 'SIGSTOP');
+  const sending = (async () => {
+    for (let sent = 0; sent < 100_000; sent += 4000) await audit.calls(4000);
+    return 'all';
+  })();
+  assert.equal(await Promise.race([sending, sleep(SILENT_MS + 1500, 'held back')]), 'held back');
+  process.kill(guest.linkPid, 'SIGCONT');
+  await sending;
+  void guest.control.endProcess(step);
+  await audit.answerPosition();
+  assert.equal((await result).outcome, 'success');
+  assert.equal((await host.client.run('latest')).audit?.records, 100_000);
+});
+
 test('a reverse shell ends the run while it goes on, with an alert that names the process', async () => {
   await using host = await playedHost(EGRESS, { audit: 'on' });
   const { guest, result } = await host.start({});
