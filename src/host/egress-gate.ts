@@ -145,9 +145,12 @@ export class EgressGate {
     this.#peer = peer;
   }
 
-  /** The step that runs, or none. What the link process says of it is all there is. */
+  /**
+   * The step that runs. After its end (undefined) it counts until another begins: what it has left behind in the background is
+   * not to have more then. What the link process says of it is all there is.
+   */
   set step(index: number | undefined) {
-    this.#step = index !== undefined && index < this.#options.steps.length ? index : undefined;
+    if (index !== undefined) this.#step = index < this.#options.steps.length ? index : undefined;
   }
 
   /**

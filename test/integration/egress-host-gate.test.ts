@@ -219,11 +219,29 @@ test('what was asked before is answered without an evaluation, and counted; anot
   world.gate.step = 1;
   await world.ask(dns('a.test'));
   assert.deepEqual(world.asked[1]?.step, { index: 1, name: 'two', network: false });
-  world.gate.step = undefined;
+  world.gate.step = 0;
   await world.ask(dns('a.test'));
-  assert.equal(world.asked.length, 2);
-  assert.equal(world.denials.length, 5);
-  assert.equal(world.denials.at(-1)?.count, 4);
+  world.gate.step = 1;
+  await world.ask(dns('a.test'));
+  assert.equal(world.asked.length, 3);
+  assert.equal(world.denials.length, 6);
+  assert.equal(world.denials.at(-1)?.count, 2);
+});
+
+test('what a step leaves behind when it ends has no more than the step had, until another begins', async () => {
+  const world = new World((_, { step }) => (step?.network === false ? DENY : ALLOW));
+  world.gate.step = 1;
+  world.gate.step = undefined;
+  assert.deepEqual(await world.connect(), {
+    connected: false,
+    reason: 'denied',
+    message: 'the test denies it',
+  });
+  assert.equal(world.denials[0]?.step, 'two');
+  world.gate.step = 0;
+  world.gate.step = undefined;
+  assert.deepEqual(await world.connect(), { connected: true, connection: 1 }, 'the control');
+  world.sockets[0]?.destroy();
 });
 
 test('policy sees of the allow list what can be about the name', async () => {
