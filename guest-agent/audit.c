@@ -147,17 +147,18 @@ static bool make_processes_frame(void)
 
 static bool make_frame(void)
 {
-	if (now_us() >= heartbeat_due_us) {
-		heartbeat_due_us = now_us() + HEARTBEAT_MS * 1000;
-		begin_frame(CT_AUDIT_FRAME_HEARTBEAT, CT_NO_CPU, 0, 0, 0, 0);
-		return true;
-	}
 	if (make_processes_frame())
 		return true;
 	for (unsigned count = 0; count < options->cpus; count++) {
 		unsigned cpu = next_cpu++ % options->cpus;
 		if (make_syscalls_frame(cpu))
 			return true;
+	}
+	/* Last, so that between two of them everything is sent that waited at the first. */
+	if (now_us() >= heartbeat_due_us) {
+		heartbeat_due_us = now_us() + HEARTBEAT_MS * 1000;
+		begin_frame(CT_AUDIT_FRAME_HEARTBEAT, CT_NO_CPU, 0, 0, 0, 0);
+		return true;
 	}
 	return false;
 }
