@@ -133,11 +133,13 @@ export class EgressHost implements AsyncDisposable {
     return findHost(this.home);
   }
 
+  /** Those about the network; detections have others to tell of the same runs. */
   alerts(): readonly Alert[] {
     const directory = join(this.home, 'alerts');
     return readdirSync(directory)
       .filter((name) => name.endsWith('.jsonl'))
-      .flatMap((name) => readLines(join(directory, name)) as readonly Alert[]);
+      .flatMap((name) => readLines(join(directory, name)) as readonly Alert[])
+      .filter(({ rule }) => rule.startsWith('ct.egress.'));
   }
 
   #decisions(run: string | undefined): readonly LoggedDecision[] {
