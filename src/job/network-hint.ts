@@ -1,7 +1,7 @@
 /** What to write into `network:` when a step could not reach something. Output is the guest's: see hints.ts. */
 
 import type { PresetName } from '../egress/presets/names.ts';
-import { type CanonicalHost, canonicalHost, parseDestination } from '../policy/destination.ts';
+import { type CanonicalHost, canonicalHost } from '../policy/destination.ts';
 import type { NetworkRequest } from '../protocol/network.ts';
 
 /** Where programs name the host that they could not reach. The name has a dot and no more than 253 characters. */
@@ -36,31 +36,27 @@ const CLIENTS: readonly { readonly preset: PresetName; readonly pattern: RegExp 
 
 const GITHUB = /(?:^|\.)(?:github\.com|githubusercontent\.com)$/i;
 
-/** `line` is the one that says so, `lines` are those around it. */
+/**
+ * `line` is the one that says so, `lines` are those around it. What was refused, and why, is said by the host when it happens:
+ * a guess from the output does not repeat it, and must not contradict it.
+ */
 export function networkHint(
   line: string,
   lines: readonly string[],
   network: NetworkRequest | undefined,
 ): string {
   const host = hostIn(line) ?? lines.map(hostIn).find((name) => name !== undefined);
-  const preset = presetFor(host, [line, ...lines]);
-  const entry =
-    preset !== undefined && !network?.allow.includes(preset)
-      ? preset
-      : host === undefined
-        ? undefined
-        : `"https://${host}"`;
+  const found = presetFor(host, [line, ...lines]);
+  const preset = found !== undefined && !network?.allow.includes(found) ? found : undefined;
   if (network === undefined) {
+    const entry = preset ?? (host === undefined ? undefined : `"https://${host}"`);
     return entry === undefined
       ? 'the step has no network: name what it needs in `network` of the job, as in `network: {allow: [npm, "https://example.com"]}`, or put what it downloads into the image'
       : `the step has no network: \`network: {allow: [${entry}]}\` in the job file asks for it${entry === preset ? ` (${preset}: what this host is configured to use)` : ''}`;
   }
-  if (host !== undefined && isAllowed(host, network)) {
-    return `the job may connect to \`${host}\`, but this machine did not reach it`;
-  }
-  return entry === undefined
-    ? 'the job can connect only to what its `network` names; the log says what was refused, and which rule did'
-    : `${host === undefined ? 'this' : `\`${host}\``} is not among what the job may connect to: add \`${entry}\` to \`network.allow\` in the job file to ask for it`;
+  return preset !== undefined && !network.allow.includes('*')
+    ? `the job does not name the preset \`${preset}\`: add it to \`network: allow:\` of the job to reach what this host is configured to use`
+    : `if policy refused it, a line \`denied:\` above says so, and how to ask for it; if there is none, this machine did not reach ${host === undefined ? 'it' : `\`${host}\``} itself`;
 }
 
 /** In its one form; nothing else of the output gets into a hint. */
@@ -80,15 +76,4 @@ function presetFor(host: string | undefined, lines: readonly string[]): PresetNa
     if (client !== undefined) return client.preset;
   }
   return undefined;
-}
-
-/** By a name or pattern; what presets stand for is not known here. */
-function isAllowed(host: string, network: NetworkRequest): boolean {
-  return network.allow.some((entry) => {
-    const parsed = parseDestination(entry);
-    if (!('kind' in parsed) || parsed.kind !== 'destinations') return false;
-    return parsed.destinations.some(({ host: allowed }) =>
-      allowed.startsWith('*.') ? host.endsWith(allowed.slice(1)) : allowed === host,
-    );
-  });
 }
