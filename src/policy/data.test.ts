@@ -89,6 +89,8 @@ test('problems are told with line, column and what to write', () => {
     ['  private: {"a b": [10.0.0.0/8]}', /data\.yml:5:13: `a b` is not the name/],
     ['  resolve: {example.com: example.net}', /data\.yml:5:13: `example\.net` is no address/],
     ['  resolve: {"*.example.com": 10.0.0.1}', /data\.yml:5:13: `\*\.example\.com` is not one name/],
+    ["  block: '*'", /data\.yml:5:10: expected a list [\s\S]*write `\['\*'\]`/],
+    ['  block: paste.example', /data\.yml:5:10: expected a list [\s\S]*write `\[paste\.example\]`/],
     ['  blok: []', /data\.yml:5:3: unknown key `blok`[\s\S]*did you mean `block`\?/],
   ];
   for (const [line, expected] of wrong)

@@ -20,7 +20,12 @@ export function list<T>(
     parse(node, context) {
       if (node.kind !== 'list') {
         const single = node.kind === 'scalar' && node.type !== 'null' && !node.text.includes('\n');
-        return wrongType(node, expected, context, single ? `write \`[${node.text}]\`` : undefined);
+        return wrongType(
+          node,
+          expected,
+          context,
+          single ? `write \`[${quotedWhereNeeded(node.text)}]\`` : undefined,
+        );
       }
       if (node.items.length < min)
         return fail(context, node.span, `expected ${expected}, found an empty list`);
@@ -156,4 +161,10 @@ export function record<T>(
       return failed ? undefined : values;
     },
   };
+}
+
+/** As an entry of a flow list of YAML: `*` is an alias there, `a, b` two entries. */
+function quotedWhereNeeded(text: string): string {
+  const plain = /^[A-Za-z0-9_./][A-Za-z0-9_./@+: -]*$/.test(text) && !/:(?: |$)| $/.test(text);
+  return plain ? text : `'${text.replaceAll("'", "''")}'`;
 }
