@@ -227,6 +227,7 @@ test('an image that is not defined is IMAGE_NOT_FOUND, with the nearest name', (
       assert.throws(() => loadDefinition('own', [directory]), {
         code: 'IMAGE_NOT_FOUND',
         message: /own extends/,
+        hint: /define others in \.ct\/images\/NAME\.yml/,
       });
       assert.throws(() => loadDefinition('../debian-12', [join(directory, 'x'), directory]), {
         code: 'IMAGE_NOT_FOUND',

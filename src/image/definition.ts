@@ -150,7 +150,7 @@ function findDirectory(name: string, directories: readonly string[], extendedBy:
     throw new CtError('IMAGE_NOT_FOUND', `no image \`${name}\` is defined${by}`, {
       hint:
         didYouMean(name, names) ??
-        `defined are: ${names.join(', ') || 'none'}; docs/images.md says how to add one`,
+        `defined are: ${names.join(', ') || 'none'}; define others in .ct/images/NAME.yml (docs/images.md)`,
     });
   }
   return directory;

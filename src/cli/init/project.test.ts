@@ -95,6 +95,7 @@ test('cargo and go: a network where something is to be downloaded, none where it
   const go = initAndPlan({ 'go.mod': 'module x\n', 'go.sum': 'x\n' });
   assert.deepEqual(scripts(go.plan), { build: ['go build ./...', 'go vet ./...', 'go test ./...'] });
   assert.deepEqual(go.plan.jobs[0]?.network, { allow: ['go'] });
+  assert.match(go.content, / Write \.ct\/images\/ci\.yml with:/, 'where definitions are looked for');
   const local = initAndPlan({ 'go.mod': '', 'go.sum': '', 'vendor/modules.txt': '' });
   assert.equal(local.plan.jobs[0]?.network, undefined);
 });

@@ -86,13 +86,13 @@ function imageLines(packages: readonly string[]): string[] {
   if (packages.length === 0) {
     return [
       '  # What is installed in the VM. Jobs cannot install more: the system is read-only.',
-      '  # For more packages write images/NAME.yml with `version: 1`, `extends: debian-12` and `packages: […]`.',
+      '  # For more packages write .ct/images/NAME.yml with `version: 1`, `extends: debian-12` and `packages: […]`.',
       '  image: debian-12',
     ];
   }
   return [
     '  # What is installed in the VM. Jobs cannot install more: the system is read-only.',
-    `  # The image \`${IMAGE_NAME}\` is yours to define. Write images/${IMAGE_NAME}.yml with:`,
+    `  # The image \`${IMAGE_NAME}\` is yours to define. Write .ct/images/${IMAGE_NAME}.yml with:`,
     '  #',
     '  #   version: 1',
     '  #   extends: debian-12',
