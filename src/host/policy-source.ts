@@ -187,7 +187,7 @@ function requireOwn(path: string): void {
   const uid = process.getuid?.();
   if (stats.uid !== uid && stats.uid !== 0) {
     throw new CtError('CONFIG_INVALID', `${path} belongs to user ${stats.uid}, not to you (${uid})`, {
-      hint: 'policy is yours or that of root',
+      hint: `policy is yours or that of root; run: chown ${uid} ${path}`,
     });
   }
   if ((stats.mode & WRITABLE_BY_GROUP_OR_OTHERS) !== 0) {

@@ -39,7 +39,7 @@ function jobNotFound(target: string, id: string, names: readonly string[], loade
   const candidates = names.length > 0 ? names : [...loaded.jobs.keys()];
   const what = names.length > 0 ? `combination of \`${id}\`` : 'job';
   const more = candidates.length > 20 ? `, and ${candidates.length - 20} more` : '';
-  const list = `there are ${candidates.slice(0, 20).join(', ')}${more}`;
+  const list = `${candidates.length === 1 ? 'there is' : 'there are'} ${candidates.slice(0, 20).join(', ')}${more}`;
   const meant = didYouMean(target, candidates);
   return new CtError(
     'JOB_NOT_FOUND',
