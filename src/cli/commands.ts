@@ -236,7 +236,7 @@ export const COMMANDS: readonly CommandSpec[] = [
     name: 'alerts',
     summary: 'list what policy has recorded, denied or ended',
     description: [
-      'Lists the alerts of this CT_HOME, the newest last: what jobs tried that policy forbids. The same again is one alert with a count. docs/alerts.md says how they reach webhooks.',
+      'Lists the alerts of this CT_HOME, the newest last: runs that policy ended, and what jobs tried that the operator banned or blocked. What is merely not allowed is in `ct policy explain`. The same again is one alert with a count. docs/alerts.md says how they reach webhooks.',
       'With --json it prints a line of JSON per alert, as it is in the alert file. Exit status 0, also if there are none.',
     ],
     positionals: {

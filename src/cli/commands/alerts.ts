@@ -25,7 +25,11 @@ export async function run(parsed: ParsedOptions, output: Output): Promise<number
   }
   if (parsed.has('json')) return 0;
   if (table.length > 0) output.write('stdout', alertTable(table));
-  else if (!follow) output.write('stderr', 'no alert was filed\n');
+  else if (!follow)
+    output.write(
+      'stderr',
+      `no alert was filed${parsed.positionals[0] === undefined ? '' : ' for that run or job'}\n`,
+    );
   return 0;
 }
 
