@@ -30,6 +30,8 @@ export class RunDetections {
   #detections: Detections | undefined;
   readonly #destinations = new Set<string>();
   #hasMissed = false;
+  /** No other run waits for this one's before then. */
+  #restsUntil = 0;
 
   constructor(options: RunDetectionsOptions) {
     this.#options = options;
@@ -45,8 +47,8 @@ export class RunDetections {
   }
 
   /**
-   * Files an alert for everything that policy finds. Resolves when the next batch may come, with what ends the run if a rule
-   * says so; `onEnd` is called with that at once.
+   * Files an alert for everything that policy finds. Resolves when that is done: then the next batch may come, which waits here
+   * until it is its turn. `onEnd` is called with what ends the run, at once, if a rule says so.
    */
   async judge(
     { batch, missed, clockOffsetMs }: DetectReport,
@@ -61,9 +63,12 @@ export class RunDetections {
     for (const { event } of batch) {
       if (event.kind === 'connect') this.#connected(`${event.connect.host}:${event.connect.port}`);
     }
+    const restMs = this.#restsUntil - performance.now();
+    if (restMs > 0) await sleep(restMs, undefined, { ref: false });
     const startedAt = performance.now();
     const { findings } = await engine.detect(detections.question(batch));
-    const tookMs = performance.now() - startedAt;
+    const endedAt = performance.now();
+    this.#restsUntil = endedAt + Math.max(LEAST_PAUSE_MS, PAUSE_FACTOR * (endedAt - startedAt));
     const now = new Date();
     const overflow = detections.overflow(missed, now);
     for (const { alert, isTerminating } of [
@@ -78,7 +83,6 @@ export class RunDetections {
         }),
       );
     }
-    await sleep(Math.max(LEAST_PAUSE_MS, PAUSE_FACTOR * tookMs), undefined, { ref: false });
   }
 
   #connected(place: string): void {
