@@ -150,22 +150,22 @@ disk_allowed if at_most("disk_mib")
 
 timeout_allowed if at_most("timeout_seconds")
 
-deny contains too_much("cpus", "cpus", "virtual CPUs", "resources: cpus") if not cpus_allowed
+deny contains too_much("ct.admission.cpus", "cpus", "virtual CPUs", "resources: cpu") if not cpus_allowed
 
-deny contains too_much("memory", "memory_mib", "MiB of memory", "resources: memory") if not memory_allowed
+deny contains too_much("ct.admission.memory", "memory_mib", "MiB of memory", "resources: memory") if not memory_allowed
 
-deny contains too_much("disk", "disk_mib", "MiB of disk", "resources: disk") if not disk_allowed
+deny contains too_much("ct.admission.disk", "disk_mib", "MiB of disk", "resources: disk") if not disk_allowed
 
-deny contains too_much("timeout", "timeout_seconds", "seconds of time", "timeout") if not timeout_allowed
+deny contains too_much("ct.admission.timeout", "timeout_seconds", "seconds of time", "timeout") if not timeout_allowed
 
 too_much(rule, key, unit, setting) := {
-	"rule": concat("", ["ct.admission.", rule]),
+	"rule": rule,
 	"message": concat("", ["the job asks for ", number(input.resources, key), " ", unit, "; it may have ", limit]),
 	"hint": concat("", ["ask for less in `", setting, "` of ct.yml, or ask those who run this host about `limits` of their policy"]),
 } if {
 	limit := number({"ceiling": ceiling(key)}, "ceiling")
 } else := {
-	"rule": concat("", ["ct.admission.", rule]),
+	"rule": rule,
 	"message": concat("", ["policy does not say how much the job may have of: ", unit]),
 }
 

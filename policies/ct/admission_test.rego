@@ -149,6 +149,13 @@ test_limits if {
 	refuses({"resources": {"cpus": null}}, {"cpus"})
 }
 
+# The key of ct.yml, which is not that of the policy.
+test_limit_hints if {
+	decision := admission.decision with input as json.patch(question, [{"op": "replace", "path": "/resources/cpus", "value": 5}]) with data.ct.config as config
+	some denial in decision.denials
+	startswith(denial.hint, "ask for less in `resources: cpu` of ct.yml")
+}
+
 test_limit_that_nobody_set if {
 	broken := json.remove(config, ["general/limits/cpus"])
 	decision := admission.decision with input as question with data.ct.config as broken

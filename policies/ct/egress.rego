@@ -488,7 +488,7 @@ speaks_http if {
 ask_hint := concat("", ["add `", wish.text, "` to `network: allow:` of the job in ct.yml"]) if may_ask_for_wish
 
 ask_hint := concat("", [
-	"policy lets this job not ask for it: ask those who run this host to add `", wish.text, "` to `egress: allow` of their policy",
+	"policy does not let this job ask for it: ask those who run this host to add `", wish.text, "` to `egress: allow` of their policy",
 ]) if {
 	not may_ask_for_wish
 }

@@ -210,7 +210,7 @@ test_hints if {
 	contains(decide("enforce", dns("single")).denial.hint, "`https://single`")
 	every repository in ["acme/own", "acme/long-name"] {
 		input_ := {"version": 1, "run": {"trust": "trusted", "repository": repository}, "network": {"mode": "enforce", "allow": allow}, "request": dns("ask.example")}
-		startswith(egress.decision.denial.hint, "policy lets") with input as input_ with data.ct.config as config
+		startswith(egress.decision.denial.hint, "policy does not let") with input as input_ with data.ct.config as config
 	}
 	elsewhere := {"version": 1, "run": {"trust": "trusted"}, "network": {"mode": "enforce", "allow": allow}, "request": dns("ask.example")}
 	startswith(egress.decision.denial.hint, "add") with input as elsewhere with data.ct.config as config
