@@ -2,7 +2,7 @@
 import { accessSync, constants, readFileSync, statfsSync } from 'node:fs';
 import { availableParallelism, release, totalmem, userInfo } from 'node:os';
 import { join } from 'node:path';
-import { toCtError } from '../core/errors.ts';
+import { CtError, toCtError } from '../core/errors.ts';
 import { buildId, guestAgentPath, installRoot, launcherPath, probePath } from '../core/install.ts';
 import { openCtHome, socketDirectory } from '../core/paths.ts';
 import { runProgram } from '../core/run-program.ts';
@@ -400,8 +400,15 @@ async function checkVm(ctHome: string, image: string): Promise<Check> {
     const took = formatElapsed(performance.now() - startedAt);
     if (result.outcome === 'success')
       return { name, level: 'ok', message: `ran a command, in ${took} all told` };
-    const { message = `ended with ${result.outcome}`, hint } = result.error ?? {};
-    return { name, level: 'failed', message, ...(hint === undefined ? {} : { fix: hint }) };
+    const { error } = result;
+    if (error === undefined) return { name, level: 'failed', message: `ended with ${result.outcome}` };
+    const { code, message, ...more } = error;
+    const isPolicy = code === 'POLICY_INVALID';
+    return failed(
+      isPolicy ? 'policy' : name,
+      new CtError(code, message, more),
+      isPolicy ? '`ct policy data` shows what is wrong, line by line' : undefined,
+    );
   } catch (error) {
     return failed(name, error);
   }
