@@ -14,6 +14,8 @@ export interface Tool {
   readonly file: string;
   /** Debian packages beyond the default image. */
   readonly packages: readonly string[];
+  /** Private keys in them that an image has to name: examples and tests (docs/images.md). */
+  readonly keys?: readonly string[];
   readonly steps: readonly { readonly name: string; readonly run: string }[];
   /** Network preset that its downloads need; absent if there are none. */
   readonly network?: PresetName;
@@ -99,6 +101,8 @@ function go(files: ReadonlySet<string>): Tool | undefined {
     kind: 'go',
     file: 'go.mod',
     packages: ['golang-go'],
+    // Of the Go of Debian 12.
+    keys: ['/usr/share/go-1.19/src/crypto/tls/testdata/example-key.pem'],
     steps: [
       { name: 'build', run: 'go build ./...' },
       { name: 'vet', run: 'go vet ./...' },

@@ -96,6 +96,8 @@ test('cargo and go: a network where something is to be downloaded, none where it
   assert.deepEqual(scripts(go.plan), { build: ['go build ./...', 'go vet ./...', 'go test ./...'] });
   assert.deepEqual(go.plan.jobs[0]?.network, { allow: ['go'] });
   assert.match(go.content, / Write \.ct\/images\/ci\.yml with:/, 'where definitions are looked for');
+  assert.match(go.content, / {2}# {3}holds:\n {2}# {5}keys: \[\/usr\/share\/go-1\.19\/\S+-key\.pem\]\n/);
+  assert.doesNotMatch(cargo.content, /holds/);
   const local = initAndPlan({ 'go.mod': '', 'go.sum': '', 'vendor/modules.txt': '' });
   assert.equal(local.plan.jobs[0]?.network, undefined);
 });

@@ -66,7 +66,10 @@ export function jobFileFor(tools: readonly Tool[]): string {
     'version: 1',
     '',
     'defaults:',
-    ...imageLines(packages),
+    ...imageLines(
+      packages,
+      tools.flatMap((tool) => tool.keys ?? []),
+    ),
     '  resources:',
     '    cpu: 1',
     '    memory: 2G # M is MiB, G is GiB',
@@ -82,7 +85,7 @@ export function jobFileFor(tools: readonly Tool[]): string {
   return `${lines.join('\n')}\n`;
 }
 
-function imageLines(packages: readonly string[]): string[] {
+function imageLines(packages: readonly string[], keys: readonly string[]): string[] {
   if (packages.length === 0) {
     return [
       '  # What is installed in the VM. Jobs cannot install more: the system is read-only.',
@@ -97,6 +100,7 @@ function imageLines(packages: readonly string[]): string[] {
     '  #   version: 1',
     '  #   extends: debian-12',
     `  #   packages: [${packages.join(', ')}]`,
+    ...(keys.length === 0 ? [] : ['  #   holds:', `  #     keys: [${keys.join(', ')}]`]),
     `  image: ${IMAGE_NAME}`,
   ];
 }
