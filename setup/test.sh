@@ -18,8 +18,8 @@ if [ $# -eq 0 ]; then
   set -- 'src/**/*.test.ts' 'test/**/*.test.ts'
 fi
 printf '== tests\n' >&2
-# Tests boot emulated machines and hold time budgets: one file less at a time than there are processors, at least one.
+# Tests boot emulated machines, which take a processor each: as many files at a time as there are processors, at most four.
 processors=$(getconf _NPROCESSORS_ONLN)
-concurrency=$((processors > 4 ? 4 : processors > 1 ? processors - 1 : 1))
+concurrency=$((processors > 4 ? 4 : processors))
 # A test that hangs fails after four minutes, and takes its file with it.
 exec "$node" --test --test-timeout=240000 --test-reporter=spec "--test-concurrency=$concurrency" "$@"

@@ -80,6 +80,8 @@ interface Admitted extends Candidate {
   readonly facts: RunFacts & { readonly id: string };
   readonly policy: CurrentPolicy;
   readonly grant: Grant;
+  /** What the client was told of it: the log of the run, which begins later, has it, too. */
+  readonly told: readonly RunEvent[];
 }
 
 /** Throws what {@link consider} and {@link grantOf} throw, and whatever keeps the decision from being recorded. */
@@ -95,14 +97,13 @@ async function admit(
   const { policy, input, decided } = considered;
   record(log, input, decided);
   const grant = await grantOf(considered, options);
-  connection.event({
-    type: 'admitted',
-    policy: policy.engine.revision,
-    mode: grant.mode,
-    presets: considered.presets.map(({ shown }) => shown),
-  });
-  for (const message of grant.notices) connection.event({ type: 'notice', level: 'info', message });
-  return { ...candidate, facts: { ...input.run, id: run.id }, policy, grant };
+  const presets = considered.presets.map(({ shown }) => shown);
+  const told: RunEvent[] = [
+    { type: 'admitted', policy: policy.engine.revision, mode: grant.mode, presets },
+    ...grant.notices.map((message): RunEvent => ({ type: 'notice', level: 'info', message })),
+  ];
+  for (const event of told) connection.event(event);
+  return { ...candidate, facts: { ...input.run, id: run.id }, policy, grant, told };
 }
 
 /** The id of the entry. */
@@ -192,6 +193,7 @@ async function runAdmitted(
     audit,
     detections,
     request,
+    told: admitted.told,
     claimed,
     socket,
     pending,

@@ -38,6 +38,8 @@ export type LinkCall =
       readonly run: string;
       readonly request: JobRequest;
       readonly image: Pick<ImageManifest, 'name' | 'user' | 'env'>;
+      /** Events that the client has had from the daemon, for the log. */
+      readonly told: readonly RunEvent[];
       readonly claimed: RunEvent;
       /** Bytes the daemon read from the client's connection and did not use, base64. */
       readonly pending: string;

@@ -92,6 +92,7 @@ async function handle(command: LinkCommand, socket: Socket | undefined): Promise
       const journal = new LinkJournal(command.logDirectory, command.request, reply);
       const client = new ClientChannel(required(socket), Buffer.from(command.pending, 'base64'), journal);
       running = client;
+      for (const event of command.told) journal.event(event);
       if (command.audit) {
         const nameOf = (address: string): string | undefined => egress.proxy?.nameOf(address);
         audit.begin({ run: command.run, nameOf, ...command.audit });

@@ -126,6 +126,8 @@ export class Machine {
   async runJob(options: {
     readonly run: LiveRun;
     readonly request: JobRequest;
+    /** What the client was told, for the log. */
+    readonly told: readonly RunEvent[];
     readonly claimed: RunEvent;
     readonly socket: Socket;
     readonly pending: Buffer;
@@ -174,6 +176,7 @@ export class Machine {
           run: run.id,
           request: options.request,
           image: { name, user, env },
+          told: options.told,
           claimed: options.claimed,
           pending: options.pending.toString('base64'),
           logDirectory: this.#link.giveLogs(run.logDirectory),
