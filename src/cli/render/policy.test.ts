@@ -35,7 +35,7 @@ const LOG = [
     'd0',
     'ct/admission/decision',
     { network: { ask: [] } },
-    { allow: true, denials: [], network: { mode: 'enforce', allow: [] } },
+    { allow: true, denials: [], network: { mode: 'enforce', allow: [] }, audit: 'on' },
   ),
   egress('d1', 'a.example', { action: 'deny', denial }),
   egress('d2', 'b.example', { action: 'allow', allowed_by: 'b.example' }),
