@@ -66,7 +66,7 @@ test_memory_of_others if {
 		rules(event("syscall", {"name": "ptrace", "target": target}, {})) == set()
 	}
 	every name in ["ptrace", "process_vm_readv", "process_vm_writev"] {
-		rules(event("syscall", {"name": name, "target": "other"}, {})) == {"runner_memory"}
+		rules(event("syscall", {"name": name, "target": "other"}, {})) == {"memory_access"}
 	}
 	rules(read("/dev/mem")) == {"runner_memory"}
 	rules(event("denied", {"what": "ptrace", "path": ""}, {})) == {"runner_memory"}

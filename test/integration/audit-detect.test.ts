@@ -108,7 +108,7 @@ const ATTACKS: readonly [string, string, (run: SyntheticRun) => void][] = [
     'cloud credentials',
     (run) => run.step('x').spawn('/usr/bin/curl', []).connect('169.254.169.254', 80),
   ],
-  ['runner_memory', 'process_vm_readv', (run) => run.step('x').call('process_vm_readv', [1n])],
+  ['memory_access', 'process_vm_readv', (run) => run.step('x').call('process_vm_readv', [1n])],
   ['runner_memory', 'the memory of the guest agent', (run) => run.step('x').file('read', '/proc/1/mem')],
   ['setuid', 'a setuid copy', (run) => run.step('x').file('setuid', '/tmp/sh', 0o4755)],
   ['persistence', 'a hook', (run) => run.step('x').file('write', '/workspace/.git/hooks/pre-push')],
