@@ -23,9 +23,6 @@
  */
 #define HEARTBEAT_MS 400
 #define IDLE_MS (HEARTBEAT_MS / 2)
-/* As port.c: a wake-up may have been lost in a snapshot. */
-#define HELLO_MS 2000
-#define HOST_UNSEEN_MS 20
 
 #define BUSY_BIT (1U << 31)
 #define DISCARD_BIT (1U << 30)
@@ -249,9 +246,9 @@ static int until_look_ms(void)
 static int sleep_ms(void)
 {
 	if (!open_to_host)
-		return HELLO_MS;
+		return PORT_IDLE_RETRY_MS;
 	if (!host_seen)
-		return HOST_UNSEEN_MS;
+		return PORT_HELLO_RETRY_MS;
 	if (quiet_looks < ACTIVE_LOOKS)
 		return until_look_ms();
 	__atomic_store_n(&options->reader->armed, 1, __ATOMIC_SEQ_CST);

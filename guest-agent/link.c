@@ -462,35 +462,20 @@ static int on_stream_close(nghttp2_session *unused, int32_t id, uint32_t error, 
 
 static nghttp2_session *start_http2(void)
 {
-	nghttp2_session_callbacks *callbacks;
-	nghttp2_option *option;
-	if (nghttp2_session_callbacks_new(&callbacks) != 0 || nghttp2_option_new(&option) != 0)
-		fatal("no memory for the session");
-	nghttp2_session_callbacks_set_on_begin_headers_callback(callbacks, on_begin_headers);
-	nghttp2_session_callbacks_set_on_header_callback(callbacks, on_header);
-	nghttp2_session_callbacks_set_on_frame_recv_callback(callbacks, on_frame);
-	nghttp2_session_callbacks_set_on_data_chunk_recv_callback(callbacks, on_data_chunk);
-	nghttp2_session_callbacks_set_on_stream_close_callback(callbacks, on_stream_close);
-	nghttp2_session_callbacks_set_data_source_read_length_callback(callbacks, port_frame_length);
-	/* Credit follows what processes really took. */
-	nghttp2_option_set_no_auto_window_update(option, 1);
-	/* Closed streams need not be remembered: priorities mean nothing here. */
-	nghttp2_option_set_no_closed_streams(option, 1);
-	if (nghttp2_session_server_new2(&session, callbacks, NULL, option) != 0)
-		fatal("no memory for the session");
-	nghttp2_option_del(option);
-	nghttp2_session_callbacks_del(callbacks);
-
-	nghttp2_settings_entry settings[] = {
+	const struct port_events events = {
+		.begin_headers = on_begin_headers,
+		.header = on_header,
+		.frame = on_frame,
+		.data = on_data_chunk,
+		.closed = on_stream_close,
+	};
+	const nghttp2_settings_entry settings[] = {
 		{ NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS, MAX_STREAMS },
 		{ NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, STREAM_WINDOW_BYTES },
 		{ NGHTTP2_SETTINGS_MAX_FRAME_SIZE, 65536 },
 		{ NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE, 4096 },
-		{ NGHTTP2_SETTINGS_ENABLE_CONNECT_PROTOCOL, 0 },
 	};
-	if (nghttp2_submit_settings(session, NGHTTP2_FLAG_NONE, settings, 4) != 0 ||
-	    nghttp2_session_set_local_window_size(session, NGHTTP2_FLAG_NONE, 0, SESSION_WINDOW_BYTES) != 0)
-		fatal("cannot start the session");
+	session = port_session(PORT_SERVER, &events, settings, sizeof settings / sizeof settings[0], SESSION_WINDOW_BYTES);
 	return session;
 }
 

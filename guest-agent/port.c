@@ -7,11 +7,6 @@
 
 #include "console.h"
 
-/* Before the session only: a second look at the port in case its wake-up was lost in a snapshot. */
-#define IDLE_RETRY_MS 2000
-/* The same between the hello and the first sign that the port is open. */
-#define HELLO_RETRY_MS 20
-
 void port_init(struct port *port, int fd, uint8_t *inbox, size_t inbox_bytes, nghttp2_session *(*start)(void))
 {
 	port->fd = fd;
@@ -149,7 +144,7 @@ int port_timeout_ms(const struct port *port)
 {
 	if (port->host_seen)
 		return -1;
-	return port->phase == PORT_HELLO ? IDLE_RETRY_MS : HELLO_RETRY_MS;
+	return port->phase == PORT_HELLO ? PORT_IDLE_RETRY_MS : PORT_HELLO_RETRY_MS;
 }
 
 void port_retry(struct port *port)
@@ -164,8 +159,8 @@ bool port_drained(const struct port *port)
 	       !nghttp2_session_want_write(port->session);
 }
 
-ssize_t port_frame_length(nghttp2_session *session, uint8_t type, int32_t id, int32_t session_window,
-			  int32_t stream_window, uint32_t max_frame, void *context)
+static ssize_t frame_length(nghttp2_session *session, uint8_t type, int32_t id, int32_t session_window,
+			    int32_t stream_window, uint32_t max_frame, void *context)
 {
 	(void)session;
 	(void)type;
@@ -179,4 +174,35 @@ ssize_t port_frame_length(nghttp2_session *session, uint8_t type, int32_t id, in
 	if (length > (ssize_t)max_frame)
 		length = (ssize_t)max_frame;
 	return length;
+}
+
+nghttp2_session *port_session(enum port_side side, const struct port_events *events,
+			      const nghttp2_settings_entry *settings, size_t setting_count, int32_t window_bytes)
+{
+	nghttp2_session *session;
+	nghttp2_session_callbacks *callbacks;
+	nghttp2_option *option;
+	if (nghttp2_session_callbacks_new(&callbacks) != 0 || nghttp2_option_new(&option) != 0)
+		fatal("no memory for the session");
+	if (events->begin_headers)
+		nghttp2_session_callbacks_set_on_begin_headers_callback(callbacks, events->begin_headers);
+	nghttp2_session_callbacks_set_on_header_callback(callbacks, events->header);
+	nghttp2_session_callbacks_set_on_frame_recv_callback(callbacks, events->frame);
+	nghttp2_session_callbacks_set_on_data_chunk_recv_callback(callbacks, events->data);
+	nghttp2_session_callbacks_set_on_stream_close_callback(callbacks, events->closed);
+	nghttp2_session_callbacks_set_data_source_read_length_callback(callbacks, frame_length);
+	/* Credit follows what was really taken. */
+	nghttp2_option_set_no_auto_window_update(option, 1);
+	/* Closed streams need not be remembered: priorities mean nothing here. */
+	nghttp2_option_set_no_closed_streams(option, 1);
+	int made = side == PORT_SERVER ? nghttp2_session_server_new2(&session, callbacks, NULL, option)
+				       : nghttp2_session_client_new2(&session, callbacks, NULL, option);
+	if (made != 0)
+		fatal("no memory for the session");
+	nghttp2_option_del(option);
+	nghttp2_session_callbacks_del(callbacks);
+	if (nghttp2_submit_settings(session, NGHTTP2_FLAG_NONE, settings, setting_count) != 0 ||
+	    nghttp2_session_set_local_window_size(session, NGHTTP2_FLAG_NONE, 0, window_bytes) != 0)
+		fatal("cannot start the session");
+	return session;
 }

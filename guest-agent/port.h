@@ -15,6 +15,10 @@
 /* virtio_console hands out at most one 4 KiB buffer per read and takes at most 32 KiB per write. */
 #define PORT_READ_BYTES 4096
 #define PORT_WRITE_BYTES 32768
+/* Before a session: a second look at the port in case its wake-up was lost in a snapshot. */
+#define PORT_IDLE_RETRY_MS 2000
+/* The same between the hello and the first sign that the port is open. */
+#define PORT_HELLO_RETRY_MS 20
 /* A DATA frame that fills one write together with its header. */
 #define PORT_FRAME_BYTES (PORT_WRITE_BYTES - 9)
 
@@ -74,8 +78,20 @@ bool port_drained(const struct port *port);
 /* The first reason counts. */
 void port_finish(struct port *port, enum port_end end);
 
-/* For nghttp2: DATA frames that fill a write of the port. */
-ssize_t port_frame_length(nghttp2_session *session, uint8_t type, int32_t id, int32_t session_window,
-			  int32_t stream_window, uint32_t max_frame, void *context);
+/* What an owner hears of its session. */
+struct port_events {
+	/* NULL for a client, which makes its streams itself. */
+	nghttp2_on_begin_headers_callback begin_headers;
+	nghttp2_on_header_callback header;
+	nghttp2_on_frame_recv_callback frame;
+	nghttp2_on_data_chunk_recv_callback data;
+	nghttp2_on_stream_close_callback closed;
+};
+
+enum port_side { PORT_CLIENT, PORT_SERVER };
+
+/* A session in which credit is given back by hand, and DATA frames fill a write of the port. */
+nghttp2_session *port_session(enum port_side side, const struct port_events *events,
+			      const nghttp2_settings_entry *settings, size_t setting_count, int32_t window_bytes);
 
 #endif
