@@ -1,6 +1,5 @@
 /** Jobs in real VMs, on record: from the guest's kernel to a seal that verifies. The daemon is this process. */
 import assert from 'node:assert/strict';
-import { once } from 'node:events';
 import { chmodSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
@@ -12,19 +11,15 @@ import { verifyAudit } from '../../src/audit/verify.ts';
 import { socketDirectory } from '../../src/core/paths.ts';
 import { PresetResolver } from '../../src/egress/presets/index.ts';
 import type { RunDetail } from '../../src/host/api.ts';
-import { Capacity } from '../../src/host/capacity.ts';
-import { findHost, type HostClient } from '../../src/host/client.ts';
-import { Dialer } from '../../src/host/dialer.ts';
-import { PolicyKeeper } from '../../src/host/policy.ts';
-import { Runs } from '../../src/host/runs.ts';
-import { HostServer } from '../../src/host/server.ts';
+import type { HostClient } from '../../src/host/client.ts';
 import type { JobResult, RunEvent } from '../../src/protocol/run.ts';
 import { testImage } from '../support/images.ts';
 import { makeMachines } from '../support/machines.ts';
 import { scratchDirectory } from '../support/scratch.ts';
+import { servedHost } from '../support/served-host.ts';
 
 const cleanup = new AsyncDisposableStack();
-const alerts: Alert[] = [];
+let alerts: Alert[];
 let ctHome = '';
 let image = '';
 let client: HostClient;
@@ -52,30 +47,7 @@ limits: {cpus: 4, memory: 4G, disk: 4G, timeout: 1h}
   const sockets = await socketDirectory(ctHome);
   cleanup.defer(() => rmSync(sockets, { recursive: true, force: true }));
   const presets = new PresetResolver({});
-  const runs = new Runs({ ctHome });
-  const server = new HostServer({
-    ctHome,
-    machines,
-    capacity: new Capacity({ cpus: 64, memoryMib: 1024 * 1024 }),
-    runs,
-    presets,
-    policy: new PolicyKeeper({ ctHome, env: {}, presets, systemDirectory: join(ctHome, 'none') }),
-    alerts: { file: (alert) => alerts.push(alert) },
-    dialer: new Dialer(),
-    onActivity: () => {},
-    onShutdown: () => {},
-  });
-  server.http.listen(join(sockets, 'host.sock'));
-  await once(server.http, 'listening');
-  cleanup.defer(async () => {
-    server.http.close();
-    server.http.closeAllConnections();
-    await server.drained();
-    runs.close();
-  });
-  const found = await findHost(ctHome);
-  assert.ok(found);
-  client = found;
+  ({ client, alerts } = cleanup.use(await servedHost({ ctHome, machines, presets, sockets })));
 });
 after(() => cleanup.disposeAsync());
 

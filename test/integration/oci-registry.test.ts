@@ -13,18 +13,13 @@ import { generateKeyPair, ownKey } from '../../src/signing/own-key.ts';
 import { NO_SERVICES } from '../../src/signing/services.ts';
 import { keySigner } from '../../src/signing/signer.ts';
 import { clientOf, debianRegistry, noDebianRegistry, testRegistry } from '../support/registry.ts';
-import { scratchDirectory } from '../support/scratch.ts';
+import { numberedDirectories, scratchDirectory } from '../support/scratch.ts';
 import { storeSmallImage } from '../support/stored-image.ts';
 
 const scratch = scratchDirectory();
 after(() => scratch[Symbol.dispose]());
 
-let count = 0;
-function directory(): string {
-  const path = join(scratch.path, String(++count));
-  mkdirSync(path, { mode: 0o700 });
-  return path;
-}
+const directory = numberedDirectories(scratch);
 
 async function sign(ctHome: string, name: string, digest: string): Promise<void> {
   const signer = keySigner(await ownKey(generateKeyPair().privateKeyPem), NO_SERVICES);

@@ -27,18 +27,13 @@ import { loadTrust } from '../../src/verification/trust.ts';
 import { testHome, testImage } from '../support/images.ts';
 import { tar, writeLayout } from '../support/oci-layout.ts';
 import { testRegistry } from '../support/registry.ts';
-import { scratchDirectory } from '../support/scratch.ts';
+import { numberedDirectories, scratchDirectory } from '../support/scratch.ts';
 import { storeSmallImage } from '../support/stored-image.ts';
 
 const scratch = scratchDirectory();
 after(() => scratch[Symbol.dispose]());
 
-let count = 0;
-function directory(): string {
-  const path = join(scratch.path, String(++count));
-  mkdirSync(path, { mode: 0o700 });
-  return path;
-}
+const directory = numberedDirectories(scratch);
 
 interface Outcome {
   readonly status: number;

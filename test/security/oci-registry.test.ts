@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdirSync, readdirSync, readFileSync } from 'node:fs';
+import { readdirSync, readFileSync } from 'node:fs';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { createServer as createHttpsServer } from 'node:https';
 import type { AddressInfo } from 'node:net';
@@ -23,18 +23,13 @@ import { keySigner } from '../../src/signing/signer.ts';
 import { loadTrust } from '../../src/verification/trust.ts';
 import { json, sha256 } from '../support/oci-layout.ts';
 import { clientOf, type TestRegistry, testRegistry } from '../support/registry.ts';
-import { scratchDirectory } from '../support/scratch.ts';
+import { numberedDirectories, scratchDirectory } from '../support/scratch.ts';
 import { storeSmallImage } from '../support/stored-image.ts';
 
 const scratch = scratchDirectory();
 after(() => scratch[Symbol.dispose]());
 
-let count = 0;
-function directory(): string {
-  const path = join(scratch.path, String(++count));
-  mkdirSync(path, { mode: 0o700 });
-  return path;
-}
+const directory = numberedDirectories(scratch);
 
 const image = await storeSmallImage(directory(), 'small');
 const keys = generateKeyPair();

@@ -11,21 +11,17 @@ import { join } from 'node:path';
 import type { Alert } from '../../src/audit/alert.ts';
 import { socketDirectory } from '../../src/core/paths.ts';
 import { PresetResolver } from '../../src/egress/presets/index.ts';
-import { Capacity } from '../../src/host/capacity.ts';
-import { findHost, type HostClient } from '../../src/host/client.ts';
-import { Dialer } from '../../src/host/dialer.ts';
+import type { HostClient } from '../../src/host/client.ts';
 import { Link, type LinkOptions } from '../../src/host/link.ts';
 import { Machine } from '../../src/host/machine.ts';
 import type { Claim, Machines } from '../../src/host/machines.ts';
-import { PolicyKeeper } from '../../src/host/policy.ts';
-import { Runs } from '../../src/host/runs.ts';
-import { HostServer } from '../../src/host/server.ts';
 import type { ImageManifest } from '../../src/image/manifest.ts';
 import type { AuditMode } from '../../src/protocol/audit.ts';
 import type { JobRequest, JobResult, RunEvent } from '../../src/protocol/run.ts';
 import type { Vm, VmExit } from '../../src/vmm/driver.ts';
 import { FakeGuest } from './fake-guest.ts';
 import { scratchDirectory } from './scratch.ts';
+import { servedHost } from './served-host.ts';
 
 const HELLO_BYTES = 40;
 const image = { name: 'fake', user: { name: 'job', uid: 1000, gid: 1000, home: '/home/job' }, env: {} };
@@ -178,36 +174,14 @@ audit: ${options.audit ?? 'off'}
     return { machine, source: 'clone', driver, claimMs: 0 };
   };
 
-  const alerts: Alert[] = [];
   const resolver = new PresetResolver({});
   const presets = {
     resolve: (names: readonly string[]) => resolver.resolve(names),
     // Nothing to be written into the guest: the first process is the first step.
     guestSettings: async () => ({ settings: { env: {} }, notices: [] }),
   };
-  const runs = new Runs({ ctHome });
-  const server = new HostServer({
-    ctHome,
-    machines: { claim, imageName: async () => 'fake', templateCount: 0 } as unknown as Machines,
-    capacity: new Capacity({ cpus: 64, memoryMib: 1024 * 1024 }),
-    runs,
-    presets,
-    policy: new PolicyKeeper({ ctHome, env: {}, presets, systemDirectory: join(ctHome, 'none') }),
-    alerts: { file: (alert) => alerts.push(alert) },
-    dialer: new Dialer(),
-    onActivity: () => {},
-    onShutdown: () => {},
-  });
-  server.http.listen(join(sockets, 'host.sock'));
-  await once(server.http, 'listening');
-  cleanup.defer(async () => {
-    server.http.close();
-    server.http.closeAllConnections();
-    await server.drained();
-    runs.close();
-  });
-  const client = await findHost(ctHome);
-  if (!client) throw new Error('the daemon cannot be reached');
+  const machines = { claim, imageName: async () => 'fake', templateCount: 0 } as unknown as Machines;
+  const { client, alerts } = cleanup.use(await servedHost({ ctHome, machines, presets, sockets }));
   return {
     client,
     ctHome,
