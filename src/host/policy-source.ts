@@ -4,6 +4,7 @@ import { existsSync, lstatSync, readdirSync, readFileSync, statSync } from 'node
 import { join, resolve } from 'node:path';
 import { CtError, messageOf } from '../core/errors.ts';
 import { installRoot } from '../core/install.ts';
+import { requireUnchangeable } from '../core/paths.ts';
 import { readSource } from '../core/source-text.ts';
 import type { PresetName } from '../egress/presets/names.ts';
 import { MAX_POLICY_DATA_BYTES, type PolicyData, parsePolicyData } from '../policy/data.ts';
@@ -17,13 +18,16 @@ export const shippedPolicies: string = join(installRoot, 'policies');
 export const shippedRules: string = join(shippedPolicies, 'ct');
 const SYSTEM_DIRECTORY = '/etc/ct/policy';
 const DATA_FILES = ['data.yml', 'data.json'];
-const WRITABLE_BY_GROUP_OR_OTHERS = 0o022;
+
+export type ResolvePresets = (
+  names: readonly PresetName[],
+) => Promise<readonly { readonly name: PresetName; readonly destinations: readonly Destination[] }[]>;
 
 export interface PolicySourceOptions {
   readonly ctHome: string;
   readonly env: Readonly<Record<string, string | undefined>>;
-  /** What a preset in an `always` list stands for here. May throw PRESET_UNCONFIGURED. */
-  readonly resolvePreset: (name: PresetName) => readonly Destination[];
+  /** What presets in `always` lists stand for here; asked once, if there are any. May reject with PRESET_UNCONFIGURED. */
+  readonly resolvePresets: ResolvePresets;
   /** Ask this OPA server; goes before `opa-url` of the data. */
   readonly opaUrl?: string;
   /** The machine's own policy; `/etc/ct/policy` if absent. */
@@ -65,8 +69,7 @@ export async function loadPolicy(
   directory: string | undefined,
   options: PolicySourceOptions,
 ): Promise<LoadedPolicySource> {
-  if (directory !== undefined) requireOwnTree(directory);
-  const data = readData(directory, options);
+  const data = await readPolicyData(directory, options.resolvePresets);
   const opaUrl = options.opaUrl ?? data.opaUrl;
   const where = directory === undefined ? 'the policy that ct comes with' : `the policy in ${directory}`;
   const found = { data, ...(directory === undefined ? {} : { directory }) };
@@ -99,9 +102,7 @@ export async function loadPolicy(
  */
 export async function readPolicyData(
   directory: string | undefined,
-  resolvePresets: (
-    names: readonly PresetName[],
-  ) => Promise<readonly { readonly name: PresetName; readonly destinations: readonly Destination[] }[]>,
+  resolvePresets: ResolvePresets,
 ): Promise<PolicyData> {
   if (directory !== undefined) requireOwnTree(directory);
   // Reading does not wait: what it asks for is resolved, and it is read again.
@@ -110,17 +111,17 @@ export async function readPolicyData(
     asked.add(name);
     return [];
   };
-  const data = readData(directory, { resolvePreset: note });
+  const data = readData(directory, note);
   if (asked.size === 0) return data;
   const resolved = new Map(
     (await resolvePresets([...asked])).map(({ name, destinations }) => [name, destinations] as const),
   );
-  return readData(directory, { resolvePreset: (name) => resolved.get(name) ?? [] });
+  return readData(directory, (name) => resolved.get(name) ?? []);
 }
 
 function readData(
   directory: string | undefined,
-  options: Pick<PolicySourceOptions, 'resolvePreset'>,
+  resolvePreset: (name: PresetName) => readonly Destination[],
 ): PolicyData {
   const path = directory === undefined ? join(shippedPolicies, 'default.yml') : dataFile(directory);
   const source = readSource(path, path, {
@@ -128,7 +129,7 @@ function readData(
     code: 'POLICY_INVALID',
     missingCode: 'POLICY_INVALID',
   });
-  return parsePolicyData(source, options);
+  return parsePolicyData(source, { resolvePreset });
 }
 
 function dataFile(directory: string): string {
@@ -184,17 +185,10 @@ function requireOwnTree(directory: string): void {
 function requireOwn(path: string): void {
   const stats = statSync(path, { throwIfNoEntry: false });
   if (stats === undefined) throw new CtError('POLICY_INVALID', `${path} leads nowhere`);
-  const uid = process.getuid?.();
-  if (stats.uid !== uid && stats.uid !== 0) {
-    throw new CtError('CONFIG_INVALID', `${path} belongs to user ${stats.uid}, not to you (${uid})`, {
-      hint: `policy is yours or that of root; run: chown ${uid} ${path}`,
-    });
-  }
-  if ((stats.mode & WRITABLE_BY_GROUP_OR_OTHERS) !== 0) {
-    throw new CtError('CONFIG_INVALID', `${path} can be written by other users`, {
-      hint: `it says what jobs may do; run: chmod go-w ${path}`,
-    });
-  }
+  requireUnchangeable(path, stats, {
+    foreign: `policy is yours or that of root; run: chown ${process.getuid?.()} ${path}`,
+    writable: `it says what jobs may do; run: chmod go-w ${path}`,
+  });
 }
 
 function digest(...parts: readonly string[]): string {

@@ -4,7 +4,6 @@ import { join } from 'node:path';
 import { CtError, messageOf } from '../core/errors.ts';
 import type { PresetResolver } from '../egress/presets/index.ts';
 import type { PresetName } from '../egress/presets/names.ts';
-import type { Destination } from '../policy/destination.ts';
 import type { PolicyEngine } from '../policy/engine.ts';
 import type { NetworkMode } from '../protocol/network.ts';
 import type { FixedAddresses } from './dialer.ts';
@@ -78,25 +77,15 @@ export class PolicyKeeper implements HostPolicy {
   async #load(): Promise<HeldPolicy> {
     const { loadPolicy, policyDirectory } = await import('./policy-source.ts');
     const directory = policyDirectory(this.#options);
-    const asked = new Set<PresetName>();
-    let known: ReadonlyMap<string, readonly Destination[]> = new Map();
-    const load = (): Promise<LoadedPolicySource> =>
-      loadPolicy(directory, {
-        ...this.#options,
-        // Loading does not wait: what it asks for is resolved, and it is loaded again.
-        resolvePreset: (name) => {
-          asked.add(name);
-          return known.get(name) ?? [];
-        },
-      });
-    let loaded = await load();
-    if (asked.size > 0) {
-      const resolved = await this.#options.presets.resolve([...asked]);
-      known = new Map(resolved.map(({ name, destinations }) => [name, destinations]));
-      loaded[Symbol.dispose]();
-      loaded = await load();
-    }
-    this.#alwaysPresets = [...asked];
+    let asked: readonly PresetName[] = [];
+    const loaded = await loadPolicy(directory, {
+      ...this.#options,
+      resolvePresets: (names) => {
+        asked = names;
+        return this.#options.presets.resolve(names);
+      },
+    });
+    this.#alwaysPresets = asked;
     this.#options.onLoad?.(directory);
     return new HeldPolicy(loaded);
   }

@@ -102,7 +102,7 @@ describe('with opa', { skip: withoutOpa }, () => {
     const options = {
       ctHome: join(scratch.path, 'home'),
       env: {},
-      resolvePreset: () => [],
+      resolvePresets: async () => [],
       progress: (message: string) => messages.push(message),
     };
     mkdirSync(options.ctHome);
@@ -141,10 +141,13 @@ describe('with opa', { skip: withoutOpa }, () => {
     using scratch = scratchDirectory();
     const rules = 'package ct.egress\n\ndeny contains "late" if time.now_ns() > 0\n';
     const directory = operatorPolicy(scratch.path, rules);
-    await assert.rejects(loadPolicy(directory, { ctHome: scratch.path, env: {}, resolvePreset: () => [] }), {
-      code: 'POLICY_INVALID',
-      message: /not available: time\.now_ns$/,
-    });
+    await assert.rejects(
+      loadPolicy(directory, { ctHome: scratch.path, env: {}, resolvePresets: async () => [] }),
+      {
+        code: 'POLICY_INVALID',
+        message: /not available: time\.now_ns$/,
+      },
+    );
   });
 });
 

@@ -12,7 +12,7 @@ import { scratchDirectory } from '../support/scratch.ts';
 let policy: LoadedPolicySource;
 const scratch = scratchDirectory();
 before(async () => {
-  policy = await loadPolicy(undefined, { ctHome: scratch.path, env: {}, resolvePreset: () => [] });
+  policy = await loadPolicy(undefined, { ctHome: scratch.path, env: {}, resolvePresets: async () => [] });
 });
 after(() => {
   policy[Symbol.dispose]();

@@ -18,7 +18,7 @@ import { scratchDirectory } from '../support/scratch.ts';
 const DEFAULT = readFileSync(join(shippedPolicies, 'default.yml'), 'utf8');
 
 function options(ctHome: string) {
-  return { ctHome, env: {}, resolvePreset: () => [], systemDirectory: join(ctHome, 'etc') };
+  return { ctHome, env: {}, resolvePresets: async () => [], systemDirectory: join(ctHome, 'etc') };
 }
 
 test('exactly one policy counts: the named one, that of the machine, that of CT_HOME, the shipped one', () => {
