@@ -103,12 +103,14 @@ class Run {
       import('../../job/schedule.ts'),
       import('../origin.ts'),
     ]);
+    // git answers while the daemon is reached.
+    const originFound = findOrigin(this.#root);
     const host = await connectHost({ ctHome, signal });
     const capacity = await host.info();
     checkCapacity(this.#plan, capacity);
     const [images, origin] = await Promise.all([
       this.#resolveImages(ctHome, renderer, signal),
-      findOrigin(this.#root),
+      originFound,
     ]);
 
     const ends = await runPlan(this.#plan, {

@@ -53,6 +53,10 @@ export interface Authorities {
   readonly notices: readonly string[];
 }
 
+/** What files held when they were parsed last; jobs come in bursts, and 150 certificates take 10 ms. */
+const parsedFiles = new Map<string, { readonly text: string; readonly found: Authorities }>();
+const MAX_PARSED_FILES = 32;
+
 /** The certificates of a file. Never rejects: what cannot be used is a notice, and TLS then fails rather than passes. */
 export async function readAuthorities(path: string, setting: string): Promise<Authorities> {
   if (!isAbsolute(path)) return nothing(`${setting} is not an absolute path`);
@@ -67,7 +71,7 @@ export async function readAuthorities(path: string, setting: string): Promise<Au
     }
     const bytes = Buffer.alloc(stats.size);
     const { bytesRead } = await file.read(bytes, 0, bytes.length, 0);
-    return certificatesOf(bytes.toString('latin1', 0, bytesRead), `${setting}: ${path}`);
+    return parseFile(path, bytes.toString('latin1', 0, bytesRead), setting);
   } catch (error) {
     return nothing(
       `${setting}: ${path} cannot be read (${(error as NodeJS.ErrnoException).code ?? 'error'})`,
@@ -75,6 +79,19 @@ export async function readAuthorities(path: string, setting: string): Promise<Au
   } finally {
     await file?.close();
   }
+}
+
+/** As {@link certificatesOf}; what has not changed since is not parsed again. */
+function parseFile(path: string, text: string, setting: string): Authorities {
+  const key = `${setting}: ${path}`;
+  const known = parsedFiles.get(key);
+  if (known?.text === text) return known.found;
+  const found = certificatesOf(text, key);
+  parsedFiles.delete(key);
+  parsedFiles.set(key, { text, found });
+  const [oldest] = parsedFiles.keys();
+  if (parsedFiles.size > MAX_PARSED_FILES && oldest !== undefined) parsedFiles.delete(oldest);
+  return found;
 }
 
 /** The certificates of a text in PEM; `where` is for notices. */
