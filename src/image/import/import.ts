@@ -1,16 +1,12 @@
 /** From a foreign image to a stored one: reads it, makes it one that a VM starts from, and stores it. */
 import { createHash } from 'node:crypto';
-import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { CtError, toCtError } from '../../core/errors.ts';
-import { openCtHome } from '../../core/paths.ts';
-import { takeLock } from '../lock.ts';
+import { openBuild } from '../build.ts';
 import type { ImageManifest } from '../manifest.ts';
 import { applyLayer } from '../oci/layers.ts';
 import { type OpenedImage, openDockerArchive, openLayout } from '../oci/layout.ts';
 import { IMAGE_EPOCH } from '../recipe.ts';
-import { removeTree } from '../scratch.ts';
-import { ImageStore } from '../store.ts';
 import { appendHashTree } from '../verity.ts';
 import { ContentSpool } from './content-spool.ts';
 import { openDisk } from './disk.ts';
@@ -105,19 +101,13 @@ async function importNamed(options: ImportOptions): Promise<ImportedImage> {
       hint: 'lower case letters, digits, `.`, `_` and `-`, 64 at most',
     });
   }
-  const ctHome = openCtHome(options.ctHome);
-  const store = new ImageStore(ctHome);
-  store.prepare();
   await using cleanup = new AsyncDisposableStack();
-  cleanup.use(
-    await takeLock(join(ctHome, 'image-build.lock'), {
-      signal,
-      onWait: () => progress('waiting for another image build'),
-    }),
+  const { store, workDirectory } = cleanup.use(
+    await openBuild(
+      { ctHome: options.ctHome, signal, progress: ({ message }) => progress(message) },
+      () => {},
+    ),
   );
-  const workDirectory = await store.makeWorkDirectory();
-  cleanup.defer(() => removeTree(workDirectory));
-  mkdirSync(workDirectory, { recursive: true });
   const maxBytes = options.maxBytes ?? DEFAULT_MAX_BYTES;
   const spool = cleanup.use(await ContentSpool.create(join(workDirectory, 'contents'), maxBytes));
   const tree = new FileTree();

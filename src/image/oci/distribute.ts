@@ -7,10 +7,10 @@ import { createHash } from 'node:crypto';
 import { open } from 'node:fs/promises';
 import { join } from 'node:path';
 import { CtError } from '../../core/errors.ts';
+import { isObject } from '../../core/json.ts';
 import { MAX_BUNDLE_BYTES, parseBundle } from '../../verification/bundle.ts';
-import { takeLock } from '../lock.ts';
+import { openBuild } from '../build.ts';
 import type { BlobRef, ImageManifest } from '../manifest.ts';
-import { removeTree } from '../scratch.ts';
 import { ImageSignatures, MAX_IMAGE_SIGNATURES } from '../signatures.ts';
 import { ImageStore } from '../store.ts';
 import { parseJson } from './documents.ts';
@@ -251,14 +251,15 @@ export async function pullImage(options: PullOptions): Promise<PulledImage> {
   const signatures = await pullSignatures(registry, fetched.digest);
   const inputsDigest = options.verify?.(digest, signatures) ?? `pulled ${digest}`;
 
-  const store = new ImageStore(ctHome);
-  store.prepare();
-  await using cleanup = new AsyncDisposableStack();
-  const onWait = (): void =>
-    progress({ what: 'waiting for another image build', doneBytes: 0, totalBytes: 1 });
-  cleanup.use(await takeLock(join(ctHome, 'image-build.lock'), { signal, onWait }));
-  const workDirectory = await store.makeWorkDirectory();
-  cleanup.defer(() => removeTree(workDirectory));
+  await using place = await openBuild(
+    {
+      ctHome,
+      signal,
+      progress: ({ message }) => progress({ what: message, doneBytes: 0, totalBytes: 1 }),
+    },
+    () => {},
+  );
+  const { store, workDirectory } = place;
   const totalBytes = parts.reduce((sum, { ref }) => sum + ref.sizeBytes, 0);
   let doneBytes = 0;
   for (const { ref, title } of parts) {
@@ -321,7 +322,7 @@ async function pullSignatures(registry: Registry, registryDigest: string): Promi
     const document = parseDocument(fetched.bytes, 'a signature');
     const subject = document['subject'];
     const [layer] = descriptors(document['layers'], 'the layers of a signature');
-    if (!isRecord(subject) || subject['digest'] !== registryDigest || layer?.mediaType !== BUNDLE_TYPE)
+    if (!isObject(subject) || subject['digest'] !== registryDigest || layer?.mediaType !== BUNDLE_TYPE)
       continue;
     bytes += layer.size;
     if (bytes > MAX_SIGNATURES_BYTES)
@@ -375,7 +376,7 @@ function descriptors(value: unknown, what: string): readonly Descriptor[] {
   if (!Array.isArray(value) || value.length > MAX_REFERRERS)
     throw refused(`${what} are no list, or too many`);
   return value.map((item) => {
-    if (!isRecord(item)) throw refused(`${what} are malformed`);
+    if (!isObject(item)) throw refused(`${what} are malformed`);
     const { mediaType, digest, size, artifactType } = item;
     const sane =
       typeof mediaType === 'string' &&
@@ -395,10 +396,6 @@ function parseDocument(bytes: Buffer, what: string): Record<string, unknown> {
   } catch (cause) {
     throw new CtError('REGISTRY_REFUSED', `${what} is no JSON object`, { cause });
   }
-}
-
-function isRecord(value: unknown): value is Record<string, unknown> {
-  return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
 function json(value: unknown): Buffer {
