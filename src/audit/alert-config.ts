@@ -1,12 +1,13 @@
 /** Where alerts go besides the alert file: `alerts.yml` in the operator's policy directory. docs/alerts.md describes it. */
-import { type Stats, statSync } from 'node:fs';
+import { statSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
 import { CtError } from '../core/errors.ts';
-import { type Problem, parseYaml, problemsError, readSource } from '../core/yaml-source.ts';
+import { requireUnchangeable } from '../core/paths.ts';
+import { readSource } from '../core/source-text.ts';
 import { list } from '../job/schema/collections.ts';
+import { parseConfig } from '../job/schema/config-file.ts';
 import { object, optional, required } from '../job/schema/objects.ts';
 import { oneOf, text } from '../job/schema/scalars.ts';
-import { Locations } from '../job/schema/schema.ts';
 import { ALERT_ACTIONS } from './alert-text.ts';
 
 /** A hand-written file; one of URLs, keys or certificates is smaller still. */
@@ -17,7 +18,6 @@ const MAX_WEBHOOKS = 10;
 const MIN_SECRET_BYTES = 16;
 const MAX_SECRET_FILE_BYTES = 4096;
 const GROUP_OR_OTHERS = 0o077;
-const WRITABLE_BY_GROUP_OR_OTHERS = 0o022;
 
 const path = text({ expected: 'a path', pattern: '^[^\\n]+$' });
 
@@ -77,20 +77,8 @@ export function readAlertConfig(policyDirectory: string): AlertConfig {
   const stats = statSync(file, { throwIfNoEntry: false });
   if (!stats) return { webhooks: [] };
   requireUnchangeable(file, stats);
-  const source = read(file, MAX_CONFIG_BYTES);
-  const { root, problems: syntax } = parseYaml(source, 'CONFIG_INVALID');
-  const problems: Problem[] = [...syntax];
-  if (problems.length === 0 && (root === undefined || (root.kind === 'scalar' && root.type === 'null'))) {
-    return { webhooks: [] };
-  }
-  const config =
-    root && problems.length === 0
-      ? configSchema.parse(root, {
-          locations: new Locations(),
-          report: (problem) => problems.push({ ...problem, code: 'CONFIG_INVALID' }),
-        })
-      : undefined;
-  if (config === undefined || problems.length > 0) throw problemsError(problems, 'CONFIG_INVALID');
+  const config = parseConfig(configSchema, read(file, MAX_CONFIG_BYTES));
+  if (config === undefined) return { webhooks: [] };
 
   const names = new Set<string>();
   const webhooks = (config.webhooks ?? []).map((entry): Webhook => {
@@ -152,16 +140,6 @@ function readPrivate(file: string, where: string): Buffer {
 
 function read(file: string, maxBytes: number): ReturnType<typeof readSource> {
   return readSource(file, file, { maxBytes, code: 'CONFIG_INVALID', missingCode: 'CONFIG_INVALID' });
-}
-
-function requireUnchangeable(file: string, stats: Stats): void {
-  const uid = process.getuid?.();
-  if (stats.uid !== uid && stats.uid !== 0) {
-    throw invalid(`${file} belongs to user ${stats.uid}, not to you (${uid})`, 'make it your own file');
-  }
-  if ((stats.mode & WRITABLE_BY_GROUP_OR_OTHERS) !== 0) {
-    throw invalid(`${file} can be written by other users`, `run: chmod go-w ${file}`);
-  }
 }
 
 function invalid(message: string, hint: string): CtError {

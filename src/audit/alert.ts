@@ -1,4 +1,7 @@
-/** An alert: something that a security team wants to hear of, once. One line of JSON in the alert file; version 1. */
+/** Alerts: what a security team wants to hear of, once. */
+import type { RunFacts } from '../policy/input.ts';
+
+/** One of them: a line of JSON in the alert file; version 1. */
 export interface Alert {
   readonly version: 1;
   /** Unique; receivers drop what they have seen. */
@@ -31,4 +34,19 @@ export interface Alert {
 /** Where alerts go. Filing never throws and never waits: whoever files one has a VM to kill. */
 export interface AlertSink {
   file(alert: Alert): void;
+}
+
+/** The run of an alert, without what is not known of it. */
+export function alertRun(
+  { id, job, repository, ref, actor }: RunFacts & { readonly id: string },
+  step?: string,
+): Alert['run'] {
+  return {
+    id,
+    job,
+    ...(repository === undefined ? {} : { repository }),
+    ...(ref === undefined ? {} : { ref }),
+    ...(actor === undefined ? {} : { actor }),
+    ...(step === undefined ? {} : { step }),
+  };
 }

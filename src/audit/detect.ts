@@ -8,7 +8,7 @@
 import { createHash } from 'node:crypto';
 import type { DetectInput, Finding } from '../policy/detection.ts';
 import type { RunFacts } from '../policy/input.ts';
-import type { Alert } from './alert.ts';
+import { type Alert, alertRun } from './alert.ts';
 import type { Candidate, Candidates } from './detection/candidates.ts';
 import { RunClock } from './timeline/clock.ts';
 
@@ -105,24 +105,17 @@ export class Detections {
     { key, ...what }: Pick<Alert, 'time' | 'process' | 'destination'> & { readonly key: string },
   ): Detected {
     const { run, evidence } = this.#options;
-    const { id, job, repository, ref, actor } = run;
     const isTerminating = action === 'terminate';
     return {
       isTerminating,
       alert: {
         version: 1,
-        id: idOf(`${id} ${rule} ${key}`),
+        id: idOf(`${run.id} ${rule} ${key}`),
         severity,
         title: message,
         rule,
         action: isTerminating ? 'terminated' : 'recorded',
-        run: {
-          id,
-          job,
-          ...(repository === undefined ? {} : { repository }),
-          ...(ref === undefined ? {} : { ref }),
-          ...(actor === undefined ? {} : { actor }),
-        },
+        run: alertRun(run),
         ...what,
         evidence: { file: evidence, id: key },
         count: 1,

@@ -3,6 +3,12 @@ import { PRESET_NAMES } from '../egress/presets/names.ts';
 import type { CommandSpec } from './command.ts';
 
 const JSON_OPTION = { name: 'json', help: 'print one JSON document on stdout' } as const;
+const DIRECTORY_OPTION = {
+  name: 'directory',
+  short: 'C',
+  value: 'DIR',
+  help: 'project directory, instead of the current one',
+} as const;
 const RUN_HELP = 'a run: its id or a part that only it begins or ends with, its job, or `latest`';
 const RUN_HELP_OR_LATEST = `${RUN_HELP}; \`latest\` if absent`;
 
@@ -501,12 +507,7 @@ export const COMMANDS: readonly CommandSpec[] = [
         help: 'fail with IMAGE_LOCK_STALE rather than take other packages than those of the lock',
       },
       { name: 'check', help: 'build it twice, and compare' },
-      {
-        name: 'directory',
-        short: 'C',
-        value: 'DIR',
-        help: 'project directory, instead of the current one',
-      },
+      DIRECTORY_OPTION,
       JSON_OPTION,
     ],
     examples: [
@@ -546,16 +547,7 @@ export const COMMANDS: readonly CommandSpec[] = [
       max: Number.POSITIVE_INFINITY,
       help: 'images to lock; all in .ct/images of the project if absent',
     },
-    options: [
-      { name: 'check', help: 'only say what would change' },
-      {
-        name: 'directory',
-        short: 'C',
-        value: 'DIR',
-        help: 'project directory, instead of the current one',
-      },
-      JSON_OPTION,
-    ],
+    options: [{ name: 'check', help: 'only say what would change' }, DIRECTORY_OPTION, JSON_OPTION],
     examples: [
       { command: 'ct image lock', what: 'all images of this project' },
       { command: 'ct image lock --check ci', what: 'are there newer packages?' },
@@ -587,12 +579,7 @@ export const COMMANDS: readonly CommandSpec[] = [
         help: 'take an image with set-uid files or file capabilities, without these rights',
       },
       { name: 'max-size', value: 'SIZE', help: 'most bytes that its files may have; 16G if absent' },
-      {
-        name: 'directory',
-        short: 'C',
-        value: 'DIR',
-        help: 'project directory, instead of the current one',
-      },
+      DIRECTORY_OPTION,
       JSON_OPTION,
     ],
     examples: [

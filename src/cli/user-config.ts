@@ -1,18 +1,18 @@
 /** The user's own configuration. It may name programs to run, so nothing of a project is ever read here. */
-import { type Stats, statSync } from 'node:fs';
+import { statSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { join } from 'node:path';
-import { CtError } from '../core/errors.ts';
-import { type Problem, parseYaml, problemsError, readSource } from '../core/yaml-source.ts';
+import { requireUnchangeable } from '../core/paths.ts';
+import { readSource } from '../core/source-text.ts';
 import { list, record } from '../job/schema/collections.ts';
+import { parseConfig } from '../job/schema/config-file.ts';
 import { object, optional, required } from '../job/schema/objects.ts';
 import { text } from '../job/schema/scalars.ts';
-import { type Infer, Locations } from '../job/schema/schema.ts';
+import type { Infer } from '../job/schema/schema.ts';
 import { SECRET_PATTERN } from '../protocol/secret-record.ts';
 
 /** A hand-written file. */
 const MAX_CONFIG_BYTES = 1024 * 1024;
-const WRITABLE_BY_GROUP_OR_OTHERS = 0o022;
 
 const configSchema = object(
   {
@@ -52,38 +52,13 @@ export function userConfigPath(env: Readonly<Record<string, string | undefined>>
 export function readUserConfig(path: string): UserConfig {
   const stats = statSync(path, { throwIfNoEntry: false });
   if (!stats) return {};
-  requireOwn(path, stats);
+  requireUnchangeable(path, stats, {
+    writable: `it names programs that run as you; run: chmod go-w ${path}`,
+  });
   const source = readSource(path, path, {
     maxBytes: MAX_CONFIG_BYTES,
     code: 'CONFIG_INVALID',
     missingCode: 'CONFIG_INVALID',
   });
-  const { root, problems: syntax } = parseYaml(source, 'CONFIG_INVALID');
-  const problems: Problem[] = [...syntax];
-  if (problems.length === 0 && (root === undefined || (root.kind === 'scalar' && root.type === 'null')))
-    return {};
-  const config =
-    root && problems.length === 0
-      ? configSchema.parse(root, {
-          locations: new Locations(),
-          report: (problem) => problems.push({ ...problem, code: 'CONFIG_INVALID' }),
-        })
-      : undefined;
-  if (config === undefined || problems.length > 0) throw problemsError(problems, 'CONFIG_INVALID');
-  return config;
-}
-
-function requireOwn(path: string, stats: Stats): void {
-  const uid = process.getuid?.();
-  const foreign = stats.uid !== uid && stats.uid !== 0;
-  if (!foreign && (stats.mode & WRITABLE_BY_GROUP_OR_OTHERS) === 0) return;
-  throw new CtError(
-    'CONFIG_INVALID',
-    foreign
-      ? `${path} belongs to user ${stats.uid}, not to you (${uid})`
-      : `${path} can be written by other users`,
-    {
-      hint: foreign ? 'make it your own file' : `it names programs that run as you; run: chmod go-w ${path}`,
-    },
-  );
+  return parseConfig(configSchema, source) ?? {};
 }

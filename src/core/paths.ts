@@ -114,3 +114,25 @@ function ownUid(): number {
   if (uid === undefined) throw new CtError('PLATFORM_UNSUPPORTED', 'ct needs a system with user ids');
   return uid;
 }
+
+/**
+ * Throws CONFIG_INVALID if `path`, of which `stats` speak, belongs to somebody else than this user or root, or if others may
+ * write to it: what it says is obeyed. The hints say what to do.
+ */
+export function requireUnchangeable(
+  path: string,
+  stats: Pick<Stats, 'uid' | 'mode'>,
+  hints: { readonly foreign?: string; readonly writable?: string } = {},
+): void {
+  const uid = process.getuid?.();
+  if (stats.uid !== uid && stats.uid !== 0) {
+    throw new CtError('CONFIG_INVALID', `${path} belongs to user ${stats.uid}, not to you (${uid})`, {
+      hint: hints.foreign ?? 'make it your own file',
+    });
+  }
+  if ((stats.mode & WRITABLE_BY_GROUP_OR_OTHERS) !== 0) {
+    throw new CtError('CONFIG_INVALID', `${path} can be written by other users`, {
+      hint: hints.writable ?? `run: chmod go-w ${path}`,
+    });
+  }
+}

@@ -3,7 +3,7 @@
  * forbidden, and signs that a guest was taken over. That a job may not reach something that nobody listed is in its log and its decision log.
  */
 import { randomUUID } from 'node:crypto';
-import type { Alert } from '../audit/alert.ts';
+import { type Alert, alertRun } from '../audit/alert.ts';
 import type { RunFacts } from '../policy/input.ts';
 import type { EgressGateOptions } from './egress-gate.ts';
 import { destinationOf } from './egress-gate.ts';
@@ -27,7 +27,6 @@ export function egressAlert(
   const severity = SEVERITIES.get(denial.rule) ?? (decision.action === 'terminate' ? 'high' : undefined);
   if (severity === undefined) return undefined;
   const { host, port } = destinationOf(request);
-  const { repository, ref, actor } = run;
   return {
     version: 1,
     id: randomUUID(),
@@ -36,14 +35,7 @@ export function egressAlert(
     title: denial.message,
     rule: denial.rule,
     action: ({ allow: 'recorded', deny: 'denied', terminate: 'terminated' } as const)[decision.action],
-    run: {
-      id: run.id,
-      job: run.job,
-      ...(repository === undefined ? {} : { repository }),
-      ...(ref === undefined ? {} : { ref }),
-      ...(actor === undefined ? {} : { actor }),
-      ...(step === undefined ? {} : { step }),
-    },
+    run: alertRun(run, step),
     ...(host === undefined
       ? {}
       : {

@@ -1,6 +1,6 @@
 /** The audit record of one run, as the daemon sees it: what it is told, what policy wants, and what it seals. */
 import { randomUUID } from 'node:crypto';
-import type { Alert, AlertSink } from '../audit/alert.ts';
+import { type Alert, type AlertSink, alertRun } from '../audit/alert.ts';
 import type { SealFacts } from '../audit/seal.ts';
 import type { AuditSummary } from '../audit/summary.ts';
 import { CtError, messageOf } from '../core/errors.ts';
@@ -155,7 +155,6 @@ export class RunAudit {
     if (this.#hasAlerted) return;
     this.#hasAlerted = true;
     const { alerts, run } = this.#options;
-    const { id, job, repository, ref, actor } = run;
     const alert: Alert = {
       version: 1,
       id: randomUUID(),
@@ -164,13 +163,7 @@ export class RunAudit {
       title: message,
       rule: `ct.audit.${reason}`,
       action: this.isRequired ? (reason === 'absent' ? 'denied' : 'terminated') : 'recorded',
-      run: {
-        id,
-        job,
-        ...(repository === undefined ? {} : { repository }),
-        ...(ref === undefined ? {} : { ref }),
-        ...(actor === undefined ? {} : { actor }),
-      },
+      run: alertRun(run),
       evidence: { file: this.directory, id: reason },
       count: 1,
     };

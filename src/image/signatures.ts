@@ -5,9 +5,10 @@
  *
  * Nothing in them is trusted because it lies there: they are verified whenever it matters.
  */
-import { createHash, randomBytes } from 'node:crypto';
-import { mkdir, open, readdir, readFile, rename, rm, stat } from 'node:fs/promises';
+import { createHash } from 'node:crypto';
+import { readdir, readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
+import { writeAtomically } from '../core/atomic-file.ts';
 import { CtError, toCtError } from '../core/errors.ts';
 import { MAX_BUNDLE_BYTES } from '../verification/bundle.ts';
 import { buildStatement, type Statement } from '../verification/statement.ts';
@@ -48,21 +49,10 @@ export class ImageSignatures {
 
   /** Keeps a bundle. It appears complete or not at all. */
   async add(imageDigest: string, bundle: Uint8Array): Promise<void> {
-    const directory = this.#directory(imageDigest);
     const name = `${createHash('sha256').update(bundle).digest('hex')}${SUFFIX}`;
-    const temporary = join(directory, `.${process.pid}-${randomBytes(4).toString('hex')}`);
     try {
-      await mkdir(directory, { recursive: true, mode: 0o700 });
-      const file = await open(temporary, 'wx', 0o600);
-      try {
-        await file.writeFile(bundle);
-        await file.sync();
-      } finally {
-        await file.close();
-      }
-      await rename(temporary, join(directory, name));
+      await writeAtomically(join(this.#directory(imageDigest), name), bundle);
     } catch (error) {
-      await rm(temporary, { force: true });
       throw toCtError(error);
     }
   }

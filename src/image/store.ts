@@ -14,6 +14,7 @@ import { createHash, randomBytes } from 'node:crypto';
 import { createReadStream, mkdirSync } from 'node:fs';
 import { chmod, mkdir, open, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
+import { writeAtomically } from '../core/atomic-file.ts';
 import { CtError, toCtError } from '../core/errors.ts';
 import type { Inventory } from './inventory.ts';
 import { type BlobRef, blobsOf, type ImageManifest } from './manifest.ts';
@@ -273,19 +274,9 @@ export class ImageStore {
   }
 
   async #writeAtomically(path: string, text: string): Promise<void> {
-    const temporary = `${path}.${process.pid}-${randomBytes(4).toString('hex')}`;
     try {
-      await mkdir(dirname(path), { recursive: true, mode: 0o700 });
-      const file = await open(temporary, 'wx', 0o600);
-      try {
-        await file.writeFile(text);
-        await file.sync();
-      } finally {
-        await file.close();
-      }
-      await rename(temporary, path);
+      await writeAtomically(path, text);
     } catch (error) {
-      await rm(temporary, { force: true });
       throw toCtError(error);
     }
   }

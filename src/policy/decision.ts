@@ -1,4 +1,5 @@
 /** What policies answer, version 1. Anything else is a denial that says so (`failedAdmission`, `failedEgress`). */
+import { hasKeys } from '../core/json.ts';
 import { AUDIT_MODES, type AuditMode } from '../protocol/audit.ts';
 import { NETWORK_MODES, type NetworkMode } from '../protocol/network.ts';
 import { DESTINATION_PROTOCOLS, type Destination } from './destination.ts';
@@ -133,17 +134,4 @@ function isText(value: unknown): value is string {
 
 function isListOf<T>(value: unknown, max: number, is: (item: unknown) => item is T): value is readonly T[] {
   return Array.isArray(value) && value.length <= max && value.every(is);
-}
-
-/** A plain object with the keys `needed`, perhaps `possible`, and no others. */
-function hasKeys(
-  value: unknown,
-  needed: readonly string[],
-  possible: readonly string[] = [],
-): value is Readonly<Record<string, unknown>> {
-  if (typeof value !== 'object' || value === null || Array.isArray(value)) return false;
-  return (
-    needed.every((key) => Object.hasOwn(value, key)) &&
-    Object.keys(value).every((key) => needed.includes(key) || possible.includes(key))
-  );
 }

@@ -6,6 +6,7 @@
  * Then the client sends the ShellRequest as its first record; `end` is the last record to it.
  */
 import { CtError, type ErrorReport } from '../core/errors.ts';
+import { isObject } from '../core/json.ts';
 
 /** Records from the client. */
 export const ShellClientRecord = {
@@ -71,10 +72,6 @@ function parsed(json: string): unknown {
   } catch (error) {
     throw new CtError('HOST_PROTOCOL', 'the request for a shell is not JSON', { cause: error });
   }
-}
-
-function isObject(value: unknown): value is Record<string, unknown> {
-  return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
 /** No NUL: it would end a string early on its way to execve. */

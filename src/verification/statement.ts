@@ -1,4 +1,5 @@
 import { CtError } from '../core/errors.ts';
+import { isObject } from '../core/json.ts';
 
 /** Payload type of a DSSE envelope that holds an in-toto statement. */
 export const STATEMENT_PAYLOAD_TYPE = 'application/vnd.in-toto+json';
@@ -81,7 +82,7 @@ export function parseStatement(payload: Uint8Array): Statement {
   } catch (error) {
     throw malformed('it is no JSON', error);
   }
-  if (!isRecord(json)) throw malformed('it is no object');
+  if (!isObject(json)) throw malformed('it is no object');
   const type = json['_type'];
   if (type !== STATEMENT_TYPE && type !== OLDER_STATEMENT_TYPE)
     throw malformed('its _type is not that of a statement');
@@ -96,12 +97,12 @@ export function parseStatement(payload: Uint8Array): Statement {
 }
 
 function parseSubject(value: unknown, index: number): Subject {
-  if (!isRecord(value)) throw malformed(`subject ${index} is no object`);
+  if (!isObject(value)) throw malformed(`subject ${index} is no object`);
   const { name, digest } = value as { name?: unknown; digest?: unknown };
   if (name !== undefined && (typeof name !== 'string' || name.length > MAX_NAME_LENGTH)) {
     throw malformed(`the name of subject ${index} is no short string`);
   }
-  if (!isRecord(digest)) throw malformed(`subject ${index} has no digest`);
+  if (!isObject(digest)) throw malformed(`subject ${index} has no digest`);
   const digests = Object.entries(digest);
   if (digests.length === 0 || digests.length > MAX_DIGESTS) {
     throw malformed(`subject ${index} has ${digests.length} digests`);
@@ -121,10 +122,6 @@ export function isAbout(statement: Statement, { algorithm, hex }: Digest): boole
   return statement.subject.some(
     ({ digest }) => Object.hasOwn(digest, algorithm) && digest[algorithm] === hex,
   );
-}
-
-function isRecord(value: unknown): value is Record<string, unknown> {
-  return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
 function malformed(reason: string, cause?: unknown): CtError {

@@ -3,6 +3,7 @@
  * over by its guest: the daemon takes only what {@link parseBatch} accepts.
  */
 
+import { hasKeys } from '../../core/json.ts';
 import type { DetectEvent, DetectProcess, DetectProgram } from '../../policy/detection.ts';
 import { DeniedWhat, FileWhat, MAX_PROCESS_RECORD_BYTES } from '../../protocol/audit.ts';
 import { type Candidate, MAX_PATH_CHARACTERS } from './candidates.ts';
@@ -119,18 +120,6 @@ function hasFields(
 ): boolean {
   if (!hasKeys(value, Object.keys(needed), Object.keys(possible))) return false;
   return Object.entries(value).every(([name, item]) => (needed[name] ?? possible[name])?.(item) === true);
-}
-
-function hasKeys(
-  value: unknown,
-  needed: readonly string[],
-  possible: readonly string[] = [],
-): value is Readonly<Record<string, unknown>> {
-  if (typeof value !== 'object' || value === null || Array.isArray(value)) return false;
-  return (
-    needed.every((key) => Object.hasOwn(value, key)) &&
-    Object.keys(value).every((key) => needed.includes(key) || possible.includes(key))
-  );
 }
 
 function oneOf(...words: readonly (string | number)[]): Check {

@@ -15,7 +15,7 @@ import {
 } from '../records.ts';
 import { isLoopback, type NameOf } from '../timeline/destinations.ts';
 import { absolutePath } from '../timeline/paths.ts';
-import { type Process, ProcessTable } from '../timeline/process-table.ts';
+import { NOTHING_KNOWN, type Process, ProcessTable } from '../timeline/process-table.ts';
 import { OpenSockets } from './open-sockets.ts';
 
 /** One event for the rules, and what they need not know to judge it. */
@@ -305,6 +305,7 @@ function programOf({ binary, args }: Process): string {
 }
 
 const NOBODY: Process = {
+  ...NOTHING_KNOWN,
   pid: 0,
   startedNs: 0n,
   sinceNs: 0n,
@@ -312,15 +313,6 @@ const NOBODY: Process = {
   parentPid: 0,
   uid: 0,
   gid: 0,
-  binary: '',
-  args: [],
-  cwd: '',
-  inode: 0n,
-  digest: undefined,
-  origin: 'unknown',
-  isCut: false,
-  status: undefined,
-  version: 0,
 };
 
 function joined(args: readonly string[]): readonly string[] {

@@ -241,7 +241,8 @@ export class ProcessTable {
   }
 }
 
-const NOTHING_KNOWN = {
+/** Of a process that no record has described. */
+export const NOTHING_KNOWN = {
   binary: '',
   args: [],
   cwd: '',

@@ -6,6 +6,7 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { CtError } from '../../core/errors.ts';
+import { isObject } from '../../core/json.ts';
 import { runProgram } from '../../core/run-program.ts';
 
 const MAX_CONFIG_BYTES = 1024 * 1024;
@@ -60,7 +61,7 @@ async function readConfig(path: string): Promise<Record<string, unknown> | undef
   try {
     if (bytes.length > MAX_CONFIG_BYTES) throw new Error('too large');
     const value: unknown = JSON.parse(bytes.toString('utf8'));
-    if (isRecord(value)) return value;
+    if (isObject(value)) return value;
   } catch {
     // The parser's words would quote the file.
   }
@@ -68,7 +69,7 @@ async function readConfig(path: string): Promise<Record<string, unknown> | undef
 }
 
 function entryFor(auths: unknown, host: string): Record<string, unknown> | undefined {
-  if (!isRecord(auths)) return undefined;
+  if (!isObject(auths)) return undefined;
   for (const key of [
     host,
     `https://${host}`,
@@ -77,7 +78,7 @@ function entryFor(auths: unknown, host: string): Record<string, unknown> | undef
     `https://${host}/v2/`,
   ]) {
     const entry = Object.hasOwn(auths, key) ? auths[key] : undefined;
-    if (isRecord(entry)) return entry;
+    if (isObject(entry)) return entry;
   }
   return undefined;
 }
@@ -136,7 +137,7 @@ async function askHelper(
     }
     return undefined;
   }
-  if (!isRecord(answer)) return undefined;
+  if (!isObject(answer)) return undefined;
   const { Username: user, Secret: secret } = answer;
   if (typeof user !== 'string' || typeof secret !== 'string') return undefined;
   return user === '<token>'
@@ -145,10 +146,6 @@ async function askHelper(
 }
 
 function textIn(value: unknown, key: string): string | undefined {
-  const found = isRecord(value) && Object.hasOwn(value, key) ? value[key] : undefined;
+  const found = isObject(value) && Object.hasOwn(value, key) ? value[key] : undefined;
   return typeof found === 'string' && found !== '' ? found : undefined;
-}
-
-function isRecord(value: unknown): value is Record<string, unknown> {
-  return typeof value === 'object' && value !== null && !Array.isArray(value);
 }

@@ -1,5 +1,6 @@
 /** Our own manifest, as a registry hands it over: everything that is used later is looked at here. */
 import { CtError } from '../../core/errors.ts';
+import { isObject } from '../../core/json.ts';
 import { blobsOf, type ImageManifest } from '../manifest.ts';
 
 /** A manifest lists some hundred packages. */
@@ -42,7 +43,7 @@ export function parsePulledManifest(bytes: Buffer): ImageManifest {
 }
 
 function problemOf(value: unknown): string | undefined {
-  if (!isRecord(value)) return 'it is no object';
+  if (!isObject(value)) return 'it is no object';
   const unknown = Object.keys(value).find((key) => !KEYS.has(key));
   if (unknown !== undefined)
     return `its field ${JSON.stringify(unknown.slice(0, 60))} is not known to this version of ct`;
@@ -51,37 +52,37 @@ function problemOf(value: unknown): string | undefined {
   if (!matches(value['name'], /^[a-z0-9][a-z0-9._-]{0,63}$/)) return 'it has no name';
   if (!matches(value['definitionDigest'], DIGEST)) return 'it has no digest of a definition';
   const { rootfs, kernel, initramfs, user, env } = value;
-  if (!isRecord(rootfs) || !isBlobRef(rootfs) || Number(rootfs['sizeBytes']) > MAX_ROOTFS_BYTES)
+  if (!isObject(rootfs) || !isBlobRef(rootfs) || Number(rootfs['sizeBytes']) > MAX_ROOTFS_BYTES)
     return 'it has no root file system';
   if (!isVerity(rootfs['verity'], Number(rootfs['sizeBytes']))) return 'its hash tree has no sane figures';
   if (
-    !isRecord(kernel) ||
+    !isObject(kernel) ||
     !isBlobRef(kernel) ||
     !matches(kernel['version'], /^[A-Za-z0-9][\w.+~-]{0,127}$/)
   ) {
     return 'it has no kernel';
   }
-  if (!isRecord(initramfs) || !isBlobRef(initramfs)) return 'it has no initramfs';
+  if (!isObject(initramfs) || !isBlobRef(initramfs)) return 'it has no initramfs';
   if (!isUser(user)) return 'it has no sane user';
-  if (!isRecord(env) || !isEnvironment(env)) return 'its environment is malformed';
+  if (!isObject(env) || !isEnvironment(env)) return 'its environment is malformed';
   if (!isListOfRecords(value['packages'])) return 'its packages are malformed';
   if (value['npm'] !== undefined && !isListOfRecords(value['npm'])) return 'its npm packages are malformed';
   const { inventory, sbom, imported } = value;
-  if (inventory !== undefined && (!isRecord(inventory) || !isBlobRef(inventory)))
+  if (inventory !== undefined && (!isObject(inventory) || !isBlobRef(inventory)))
     return 'its inventory is malformed';
   if (sbom !== undefined) {
-    if (!isRecord(sbom)) return 'its SBOM is malformed';
+    if (!isObject(sbom)) return 'its SBOM is malformed';
     const { cyclonedx, spdx } = sbom;
-    if (!isRecord(cyclonedx) || !isBlobRef(cyclonedx) || !isRecord(spdx) || !isBlobRef(spdx))
+    if (!isObject(cyclonedx) || !isBlobRef(cyclonedx) || !isObject(spdx) || !isBlobRef(spdx))
       return 'its SBOM is malformed';
   }
-  if (imported !== undefined && !isRecord(imported)) return 'what it was imported from is malformed';
+  if (imported !== undefined && !isObject(imported)) return 'what it was imported from is malformed';
   return undefined;
 }
 
 /** The figures go to the kernel's command line. */
 function isVerity(value: unknown, sizeBytes: number): boolean {
-  if (!isRecord(value)) return false;
+  if (!isObject(value)) return false;
   const { dataBlocks, hashStartBlock } = value;
   return (
     value['algorithm'] === 'sha256' &&
@@ -97,7 +98,7 @@ function isVerity(value: unknown, sizeBytes: number): boolean {
 }
 
 function isUser(value: unknown): boolean {
-  if (!isRecord(value)) return false;
+  if (!isObject(value)) return false;
   return (
     matches(value['name'], /^[a-z][a-z0-9_-]{0,30}$/) &&
     isOrdinaryId(value['uid']) &&
@@ -124,7 +125,7 @@ function isListOfRecords(value: unknown): boolean {
   return (
     Array.isArray(value) &&
     value.length <= MAX_LIST &&
-    value.every((item) => isRecord(item) && Object.values(item).every((field) => typeof field === 'string'))
+    value.every((item) => isObject(item) && Object.values(item).every((field) => typeof field === 'string'))
   );
 }
 
@@ -140,10 +141,6 @@ function isBlobRef(value: object): boolean {
 
 function matches(value: unknown, pattern: RegExp): boolean {
   return typeof value === 'string' && pattern.test(value);
-}
-
-function isRecord(value: unknown): value is Record<string, unknown> {
-  return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
 function refused(reason: string): CtError {

@@ -1,18 +1,14 @@
 /** What the operator says about scans: `vulnerabilities.yml` in the policy directory. docs/scanning.md describes it. */
-import { type Stats, statSync } from 'node:fs';
+import { statSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
 import { CtError } from '../../core/errors.ts';
-import {
-  type Problem,
-  parseYaml,
-  problemsError,
-  readSource,
-  type SourceText,
-} from '../../core/yaml-source.ts';
+import { requireUnchangeable } from '../../core/paths.ts';
+import { readSource, type SourceText } from '../../core/source-text.ts';
 import { list } from '../../job/schema/collections.ts';
+import { parseConfig } from '../../job/schema/config-file.ts';
 import { object, optional, required } from '../../job/schema/objects.ts';
 import { duration, integer, oneOf, text } from '../../job/schema/scalars.ts';
-import { type Infer, Locations, type Schema } from '../../job/schema/schema.ts';
+import type { Infer, Schema } from '../../job/schema/schema.ts';
 import { isUrl } from './download.ts';
 import type { Exception } from './exceptions.ts';
 import { isOpenVex, parseOpenVex } from './openvex.ts';
@@ -22,7 +18,6 @@ const FILE = 'vulnerabilities.yml';
 /** A hand-written file, and documents of vendors. */
 const MAX_FILE_BYTES = 8 * 1024 * 1024;
 const MAX_ENTRIES = 10_000;
-const WRITABLE_BY_GROUP_OR_OTHERS = 0o022;
 const DAY_MS = 24 * 60 * 60 * 1000;
 
 /** Feeds change every day. */
@@ -123,6 +118,7 @@ export function readScanConfig(policyDirectory: string | undefined): ScanConfig 
   const file = join(policyDirectory, FILE);
   const stats = statSync(file, { throwIfNoEntry: false });
   if (!stats) return NONE;
+  // Whoever may write to it decides which vulnerable images pass.
   requireUnchangeable(file, stats);
   const config = parse(configSchema, read(file));
   const at = (name: string): string => resolve(dirname(file), name);
@@ -171,19 +167,9 @@ function checkDay(value: string): { readonly wrong: string } | undefined {
 }
 
 function parse<T>(schema: Schema<T>, source: SourceText): T {
-  const { root, problems: syntax } = parseYaml(source, 'CONFIG_INVALID');
-  const problems: Problem[] = [...syntax];
-  if (problems.length === 0 && root === undefined) {
-    throw new CtError('CONFIG_INVALID', `${source.name} is empty`, { hint: 'begin it with `version: 1`' });
-  }
-  const parsed = root
-    ? schema.parse(root, {
-        locations: new Locations(),
-        report: (problem) => problems.push({ ...problem, code: 'CONFIG_INVALID' }),
-      })
-    : undefined;
-  if (parsed === undefined || problems.length > 0) throw problemsError(problems, 'CONFIG_INVALID');
-  return parsed;
+  const parsed = parseConfig(schema, source);
+  if (parsed !== undefined) return parsed;
+  throw new CtError('CONFIG_INVALID', `${source.name} is empty`, { hint: 'begin it with `version: 1`' });
 }
 
 function read(file: string): SourceText {
@@ -192,19 +178,4 @@ function read(file: string): SourceText {
     code: 'CONFIG_INVALID',
     missingCode: 'CONFIG_INVALID',
   });
-}
-
-/** Whoever may write to it decides which vulnerable images pass. */
-function requireUnchangeable(file: string, stats: Stats): void {
-  const uid = process.getuid?.();
-  if (stats.uid !== uid && stats.uid !== 0) {
-    throw new CtError('CONFIG_INVALID', `${file} belongs to user ${stats.uid}, not to you (${uid})`, {
-      hint: 'make it your own file',
-    });
-  }
-  if ((stats.mode & WRITABLE_BY_GROUP_OR_OTHERS) !== 0) {
-    throw new CtError('CONFIG_INVALID', `${file} can be written by other users`, {
-      hint: `run: chmod go-w ${file}`,
-    });
-  }
 }

@@ -6,6 +6,7 @@
  *       "fixed_version": "3.0.15-1~deb12u1", "urgency": "not yet assigned"}}}}
  */
 import { CtError } from '../../core/errors.ts';
+import { isObject } from '../../core/json.ts';
 import { type Advisory, type Affected, debianEcosystem, MAX_VERSIONS } from './advisory.ts';
 import { isVersion, shortSummary } from './osv.ts';
 
@@ -14,8 +15,6 @@ const PACKAGE = /^[a-z0-9][a-z0-9+.-]{0,127}$/;
 const VULNERABILITY = /^(?:CVE|TEMP)-[A-Za-z0-9-]{1,60}$/;
 /** Fixed in this version: it never was affected. */
 const NEVER_AFFECTED = '0';
-
-type Json = Readonly<Record<string, unknown>>;
 
 /** Throws VULN_DB_INVALID with the names of package and vulnerability. */
 export function parseTrackerPackage(name: string, value: unknown): readonly Advisory[] {
@@ -64,10 +63,6 @@ function affectedOf(name: string, id: string, release: string, state: unknown): 
       ...(urgency === undefined ? {} : { word: urgency.slice(0, 40) }),
     },
   ];
-}
-
-function isObject(value: unknown): value is Json {
-  return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
 function wrong(name: string, id?: string): CtError {

@@ -3,6 +3,7 @@
  * colleagues, and let vulnerable images pass, so what is not as the specification wants it is refused.
  */
 import { CtError } from '../../core/errors.ts';
+import { isObject } from '../../core/json.ts';
 import type { SourceText } from '../../core/source-text.ts';
 import type { Exception } from './exceptions.ts';
 import { parsePurl } from './purl.ts';
@@ -144,10 +145,6 @@ function parse(file: string, text: string): Json {
     throw wrong(file, 'it is not valid JSON');
   }
   throw wrong(file, 'it is no JSON object');
-}
-
-function isObject(value: unknown): value is Json {
-  return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
 function wrong(file: string, what: string): CtError {

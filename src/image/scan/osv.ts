@@ -3,6 +3,7 @@
  * fields that we use must have the types of the schema and stay within limits, or the feed is refused.
  */
 import { CtError } from '../../core/errors.ts';
+import { isObject } from '../../core/json.ts';
 import {
   type Advisory,
   type Affected,
@@ -130,10 +131,6 @@ export function shortSummary(text: string): string {
 /** Whether text can be a version at all, whatever the ecosystem. */
 export function isVersion(text: string): boolean {
   return text.length <= MAX_VERSION_CHARACTERS && /^[^\s\p{Cc}]+$/u.test(text);
-}
-
-function isObject(value: unknown): value is Json {
-  return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
 class Reader {

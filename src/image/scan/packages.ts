@@ -1,5 +1,6 @@
 /** What of an image can be looked up: the packages of its SBOM, by name and version as advisories have them. */
 import { CtError } from '../../core/errors.ts';
+import { isObject } from '../../core/json.ts';
 import { debianEcosystem, type Ecosystem, MAX_VERSION_CHARACTERS } from './advisory.ts';
 import { type Purl, parsePurl } from './purl.ts';
 import { advisorySource, type SourcePackage } from './source-package.ts';
@@ -152,10 +153,6 @@ function parse(text: string): Json {
     throw corrupt('it is not valid JSON');
   }
   throw corrupt('it is no JSON object');
-}
-
-function isObject(value: unknown): value is Json {
-  return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
 function corrupt(what: string): CtError {
