@@ -43,14 +43,6 @@ export const DEFAULT_AUDIT_LIMITS: AuditLimits = {
   flushMs: 250,
 };
 
-/** What may lie in the directory of a record while it is written: whoever made it can check that, and end the run. */
-export const MAX_AUDIT_FILES = MAX_SEGMENTS;
-
-/** Likewise, in bytes: a full record still takes what is on its way, an index and sums. */
-export function maxAuditBytes({ runBytes }: AuditLimits): number {
-  return runBytes + 16 * MIB;
-}
-
 /** Heartbeats alone need not be in a file soon. */
 const HEARTBEAT_FLUSH_MS = 10_000;
 /** Blocks that are being compressed and written: more would only take memory, as there is one processor for all. */

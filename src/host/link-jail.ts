@@ -60,9 +60,9 @@ export interface AuditPlace {
 /** What a log takes at most (src/job/run-log.ts), and the segment that is begun before the oldest goes. */
 const MAX_LOG_FILES = MAX_LATER_SEGMENTS + 2;
 const MAX_LOG_BYTES = MAX_LOG_FILES * SEGMENT_BYTES;
-/** A record ends when it has reached its limit; what is on its way by then, and indexes, take less than this. */
 /** With a seal, or a segment that is written again. */
 const MAX_AUDIT_FILES = MAX_SEGMENTS + 1;
+/** A record ends when it has reached its limit; what is on its way by then, and indexes, take less than the rest. */
 const MAX_AUDIT_BYTES = DEFAULT_AUDIT_LIMITS.runBytes + 64 * 1024 * 1024;
 
 /** The jail of one link process; `remove` when that is gone. */

@@ -366,4 +366,3 @@ export interface MatrixSpec extends Infer<typeof matrix> {}
 export type SecretsSpec = Infer<typeof secrets>;
 export type NetworkSpec = Infer<typeof network>;
 export type EnvSpec = Readonly<Record<string, Template>>;
-export type StepCondition = Infer<typeof condition>;

@@ -97,8 +97,3 @@ const ofThisProcess = new PresetResolver();
 export function resolvePresets(names: readonly string[]): Promise<PresetResolution[]> {
   return ofThisProcess.resolve(names);
 }
-
-/** {@link PresetResolver.guestSettings} for the environment of this process. */
-export function resolveGuestSettings(presets: readonly PresetResolution[]): Promise<GuestSettings> {
-  return ofThisProcess.guestSettings(presets);
-}
