@@ -108,10 +108,7 @@ class Run {
     const host = await connectHost({ ctHome, signal });
     const capacity = await host.info();
     checkCapacity(this.#plan, capacity);
-    const [images, origin] = await Promise.all([
-      this.#resolveImages(ctHome, renderer, signal),
-      originFound,
-    ]);
+    const [images, origin] = await Promise.all([this.#resolveImages(ctHome, renderer, signal), originFound]);
 
     const ends = await runPlan(this.#plan, {
       capacity,
