@@ -30,7 +30,7 @@
  *
  *     0   u16  bytes of the whole record
  *     2   u8   kind (ProcessRecord)
- *     3   u8   flags: 1 a string was cut
+ *     3   u8   flags: 1 a string was cut, 2 it was not denied, only recorded (`denied`)
  *     4   u32  process, 8  u32  thread, 12  u32  parent process
  *     16  u64  nanoseconds of the monotonic clock
  *     24  u64  when the process was started: with its number it names it
@@ -78,6 +78,7 @@ export const DeniedWhat = {
   bpf: 7,
   sysctl: 8,
   ioUring: 9,
+  inline: 10,
 } as const;
 
 export const FileWhat = { read: 1, write: 2, unlink: 3, rename: 4, setuid: 5 } as const;

@@ -15,6 +15,8 @@ export const GuestPath = {
   exec: '/v1/exec',
   stats: '/v1/stats',
   audit: '/v1/audit',
+  code: '/v1/code',
+  phase: '/v1/phase',
   shutdown: '/v1/shutdown',
 } as const;
 
@@ -29,6 +31,36 @@ export const IdentityRecord = {
   /** dm-crypt cipher of the workspace volume, `<key bytes>:<cipher>`, or `none`. */
   volume: 0x04,
 } as const;
+
+/**
+ * Records of a `PUT /v1/code` request body: which code may run (docs/adr/0017-signed-code.md). At most once, before anything of the
+ * job; without it nothing is judged.
+ */
+export const CodeRecord = {
+  /** u8: see CodeMode. */
+  mode: 0x40,
+  /** u8 flags: see CodeTrust. */
+  trust: 0x41,
+  /** 32-byte SHA-256 digests of signed code, one after another; MAX_SIGNED_DIGESTS of them in all. */
+  digests: 0x42,
+  /**
+   * u8 flags (InterpreterFlag), then strings that each end with NUL: the path of the program, then endings of names (`.py`) and
+   * options that are followed by code (`-c`), in any order. MAX_INTERPRETERS of them; one that is not in the image is left out.
+   */
+  interpreter: 0x43,
+} as const;
+
+export const CodeMode = { audit: 1, enforce: 2, terminate: 3 } as const;
+/** What is trusted beside the image and what is signed. */
+export const CodeTrust = { source: 1, built: 2 } as const;
+/**
+ * `inlineForbidden`: it may not be started to read code from an option or its standard input. `everyArgument`: each file that its
+ * command line names is code, as for a shell; else only the first one that is no option.
+ */
+export const InterpreterFlag = { inlineForbidden: 1, everyArgument: 2 } as const;
+
+/** Body of `PUT /v1/phase`: one byte. Every process of the job is dead when it is answered. */
+export const Phase = { stage: 1, fetch: 2, build: 3 } as const;
 
 /** Records of a `POST /v1/exec` request body, in this order: setup, start, then input. */
 export const ExecInput = {

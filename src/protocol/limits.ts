@@ -38,3 +38,9 @@ export const CONSOLE_TAIL_BYTES = 16_384;
 
 /** What the guest may send before the nonce echo: at most a stale `ready` line and noise. */
 export const MAX_PRE_SESSION_BYTES = 65_536;
+
+/** Digests of signed manifests that one run may use: they lie in the guest's kernel. */
+export const MAX_SIGNED_DIGESTS = 4096;
+/** Interpreters whose input is judged, and one of them with its endings and options. */
+export const MAX_INTERPRETERS = 32;
+export const MAX_INTERPRETER_BYTES = 512;

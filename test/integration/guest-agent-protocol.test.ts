@@ -4,10 +4,13 @@ import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
 import * as guestLink from '../../src/protocol/guest-link.ts';
 import {
+  MAX_INTERPRETER_BYTES,
+  MAX_INTERPRETERS,
   MAX_PATH_BYTES,
   MAX_RECORD_BYTES,
   MAX_SCRIPT_BYTES,
   MAX_SECRET_NAME_BYTES,
+  MAX_SIGNED_DIGESTS,
 } from '../../src/protocol/limits.ts';
 import { RECORD_HEADER_BYTES } from '../../src/protocol/records.ts';
 
@@ -47,6 +50,9 @@ function tsDefines(): Map<string, number | string> {
   defines.set('CT_MAX_SCRIPT_BYTES', MAX_SCRIPT_BYTES);
   defines.set('CT_MAX_SECRET_NAME_BYTES', MAX_SECRET_NAME_BYTES);
   defines.set('CT_MAX_PATH_BYTES', MAX_PATH_BYTES);
+  defines.set('CT_MAX_SIGNED_DIGESTS', MAX_SIGNED_DIGESTS);
+  defines.set('CT_MAX_INTERPRETERS', MAX_INTERPRETERS);
+  defines.set('CT_MAX_INTERPRETER_BYTES', MAX_INTERPRETER_BYTES);
   return defines;
 }
 
