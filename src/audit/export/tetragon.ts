@@ -43,6 +43,7 @@ const LSM_HOOKS: Readonly<Record<DeniedName, string>> = {
   bpf: 'bpf',
   sysctl: 'file_permission',
   ioUring: 'inode_init_security_anon',
+  inline: 'bprm_committed_creds',
 };
 
 const MAY_WRITE = 2;
