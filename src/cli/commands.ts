@@ -25,6 +25,23 @@ const SIGNER_OPTIONS = [
   { name: 'trusted-root', value: 'FILE', help: 'trusted_root.json of the Sigstore instance' },
 ] as const;
 
+/** Who signs (signer.ts). */
+const SIGN_OPTIONS = [
+  { name: 'key', value: 'FILE', help: 'private key (PKCS#8, PEM)' },
+  { name: 'passphrase-file', value: 'FILE', help: 'file with the passphrase of an encrypted key' },
+  {
+    name: 'key-command',
+    value: 'NAME',
+    help: 'signing command of your configuration, such as one that asks a key management service',
+  },
+  { name: 'identity-token', value: 'FILE', help: 'file with an OIDC token of audience sigstore' },
+  {
+    name: 'signing-config',
+    value: 'FILE',
+    help: 'signing_config.json: the services that certify, log and timestamp; needed with --identity-token',
+  },
+] as const;
+
 const JOBS_OPTIONS = [
   { name: 'jobs', short: 'n', value: 'N', help: 'how many jobs; 100 if absent' },
   { name: 'parallel', short: 'j', value: 'J', help: 'how many at a time; 4 if absent' },
@@ -640,19 +657,48 @@ export const COMMANDS: readonly CommandSpec[] = [
       'Signs the digest of the image, with a key of yours or as an OIDC identity (keyless), and stores the signature beside it. An image can have several.',
     ],
     positionals: { placeholder: 'IMAGE', max: 1, min: 1, help: 'name or digest of a stored image' },
-    options: [
-      { name: 'key', value: 'FILE', help: 'private key (PKCS#8, PEM)' },
-      { name: 'passphrase-file', value: 'FILE', help: 'file with the passphrase of an encrypted key' },
-      { name: 'identity-token', value: 'FILE', help: 'file with an OIDC token of audience sigstore' },
-      {
-        name: 'signing-config',
-        value: 'FILE',
-        help: 'signing_config.json: the services that certify, log and timestamp; needed without --key',
-      },
-      JSON_OPTION,
-    ],
+    options: [...SIGN_OPTIONS, JSON_OPTION],
     examples: [{ command: 'ct image sign debian-12 --key image.key', what: 'with a key of yours' }],
     load: () => import('./commands/image/sign.ts'),
+  },
+  {
+    name: 'sign',
+    summary: 'sign scripts of a project, so that jobs can demand them unchanged',
+    description: [
+      'Makes a manifest of the files, signed with a key of yours, by a command that keeps one, or as an OIDC identity (keyless). A job with `verify: {scripts: ct.signed.json}` runs only if an accepted signer signed it and every file is as it was; of a directory nothing may be changed, missing or added. What git ignores is left out.',
+      'With --check it says what a manifest covers and what of it has changed; with a public --key or an --identity also who signed it.',
+    ],
+    positionals: {
+      placeholder: 'PATH',
+      max: Number.POSITIVE_INFINITY,
+      help: 'file or directory of the project; a manifest with --check',
+    },
+    options: [
+      ...SIGN_OPTIONS,
+      {
+        name: 'output',
+        short: 'o',
+        value: 'FILE',
+        help: 'where the manifest goes; ct.signed.json if absent',
+      },
+      { name: 'check', help: 'compare files with the manifest; exit status 122 if something changed' },
+      ...SIGNER_OPTIONS.filter(({ name }) => name !== 'key'),
+      DIRECTORY_OPTION,
+      JSON_OPTION,
+    ],
+    examples: [
+      {
+        command: 'ct sign scripts/ ci/build.sh --key release.key',
+        what: 'with a key of yours, into ct.signed.json',
+      },
+      {
+        command: 'ct sign scripts/ --identity-token token --signing-config signing_config.json',
+        what: 'keyless, for instance in a CI workflow',
+      },
+      { command: 'ct sign --check', what: 'what ct.signed.json covers, and what changed' },
+      { command: 'ct sign --check --key release.pub', what: 'also that this key signed it' },
+    ],
+    load: () => import('./commands/sign.ts'),
   },
   {
     name: 'image verify',

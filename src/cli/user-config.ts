@@ -7,12 +7,15 @@ import { readSource } from '../core/source-text.ts';
 import { list, record } from '../job/schema/collections.ts';
 import { parseConfig } from '../job/schema/config-file.ts';
 import { object, optional, required } from '../job/schema/objects.ts';
-import { text } from '../job/schema/scalars.ts';
+import { duration, oneOf, text } from '../job/schema/scalars.ts';
 import type { Infer } from '../job/schema/schema.ts';
 import { SECRET_PATTERN } from '../protocol/secret-record.ts';
 
 /** A hand-written file. */
 const MAX_CONFIG_BYTES = 1024 * 1024;
+
+const anyText = text({ expected: 'a string', pattern: '^[\\s\\S]+$' });
+const command = list(anyText, { min: 1, max: 1000, expected: 'a list: the program and its arguments' });
 
 const configSchema = object(
   {
@@ -21,15 +24,9 @@ const configSchema = object(
         { name: '<NAME>', expected: 'the name of a secret', pattern: SECRET_PATTERN },
         object(
           {
-            command: required(
-              list(text({ expected: 'a string', pattern: '^[\\s\\S]+$' }), {
-                min: 1,
-                max: 1000,
-                expected: 'a list: the program and its arguments',
-              }),
-              'Prints the secret.',
-              { advice: 'write `command: [PROGRAM, ARGUMENT]`' },
-            ),
+            command: required(command, 'Prints the secret.', {
+              advice: 'write `command: [PROGRAM, ARGUMENT]`',
+            }),
           },
           { expected: 'a mapping with `command`' },
         ),
@@ -37,8 +34,44 @@ const configSchema = object(
       ),
       'What supplies secrets that the command line does not.',
     ),
+    signing: optional(
+      record(
+        {
+          name: '<name>',
+          expected: 'a name of letters, digits and `-`',
+          pattern: '^[A-Za-z][A-Za-z0-9-]{0,62}$',
+        },
+        object(
+          {
+            command: required(command, 'Signs what it reads.', {
+              advice: 'write `command: [PROGRAM, ARGUMENT]`',
+            }),
+            'public-key': required(anyText, 'File with the public key (PEM); relative to this file.', {
+              advice: 'write `public-key: FILE`',
+            }),
+            input: optional(oneOf('digest', 'message'), 'What it reads.', { fallback: '`digest`' }),
+            output: optional(oneOf('raw', 'base64'), 'How it writes the signature.', { fallback: '`raw`' }),
+            env: optional(
+              record(
+                { name: '<NAME>', expected: 'a variable name', pattern: '^[A-Za-z_][A-Za-z0-9_]*$' },
+                anyText,
+                {
+                  max: 100,
+                  expected: 'a mapping of variables to values',
+                },
+              ),
+              'What it gets of an environment, beside PATH and HOME.',
+            ),
+            timeout: optional(duration(1000, 600_000), 'How long it may take.', { fallback: '`1m`' }),
+          },
+          { expected: 'a mapping with `command` and `public-key`' },
+        ),
+        { max: 100, expected: 'a mapping of names to signing commands' },
+      ),
+      'Programs that sign with a key which they keep: `--key-command NAME`.',
+    ),
   },
-  { expected: 'a mapping with `secrets`' },
+  { expected: 'a mapping with `secrets` and `signing`' },
 );
 
 export interface UserConfig extends Infer<typeof configSchema> {}

@@ -252,6 +252,71 @@ export const ERROR_CODES = {
     http: 403,
     when: 'policy demands a trusted timestamp that a signature does not have',
   },
+  VERIFY_DENIED: {
+    kind: 'policy',
+    http: 403,
+    when: 'a rule of `ct.verify` refuses what is proved of a job, and names no other code',
+  },
+  VERIFY_EVIDENCE_MISSING: {
+    kind: 'policy',
+    http: 403,
+    when: 'a job or policy demands something signed, and the evidence for it is not there',
+  },
+  VERIFY_FILE_CHANGED: {
+    kind: 'policy',
+    http: 403,
+    when: 'a file of a signed manifest is not as it was signed',
+  },
+  VERIFY_FILE_MISSING: {
+    kind: 'policy',
+    http: 403,
+    when: 'a file of a signed manifest is not in the working tree',
+  },
+  VERIFY_FILE_UNLISTED: {
+    kind: 'policy',
+    http: 403,
+    when: 'a directory that a signed manifest covers has a file or link that is not in it',
+  },
+  VERIFY_COMMIT_UNSIGNED: {
+    kind: 'policy',
+    http: 403,
+    when: 'a signed commit is demanded, and the commit has no signature',
+  },
+  VERIFY_COMMIT_UNTRUSTED: {
+    kind: 'policy',
+    http: 403,
+    when: 'the commit is signed with a key or as an identity that is not accepted, or not any more',
+  },
+  VERIFY_COMMIT_INVALID: {
+    kind: 'policy',
+    http: 403,
+    when: 'the signature of the commit does not verify, or is that of another commit',
+  },
+  VERIFY_TREE_DIRTY: {
+    kind: 'policy',
+    http: 403,
+    when: 'the working tree is not that of the signed commit',
+  },
+  VERIFY_DEPENDENCY_INTEGRITY: {
+    kind: 'policy',
+    http: 403,
+    when: 'a dependency has no digest in its lock file, or comes from elsewhere than the registry',
+  },
+  VERIFY_DEPENDENCY_UNSIGNED: {
+    kind: 'policy',
+    http: 403,
+    when: 'there is no signature of the registry for a dependency',
+  },
+  VERIFY_DEPENDENCY_UNPROVEN: {
+    kind: 'policy',
+    http: 403,
+    when: 'there is no accepted provenance for a dependency',
+  },
+  VERIFY_DEPENDENCY_INVALID: {
+    kind: 'policy',
+    http: 403,
+    when: 'evidence for a dependency does not verify, or is about another one',
+  },
   TRUST_INVALID: {
     kind: 'user',
     http: 400,

@@ -52,8 +52,8 @@ export interface SignerPolicy {
 export type Expected =
   | {
       readonly kind: 'statement';
-      /** One subject of the statement must have it. */
-      readonly digest: DigestString;
+      /** One subject of the statement must have it; undefined: the caller compares all of them. */
+      readonly digest: DigestString | undefined;
       /** Exact. */
       readonly predicateType: string;
     }
@@ -436,7 +436,7 @@ function signedContent({ content }: Bundle, expected: Expected): VerifiedSigner[
     throw new CtError('SIGNATURE_PREDICATE_MISMATCH', 'it is no in-toto statement');
   }
   const statement = parseStatement(content.dsseEnvelope.payload);
-  if (!isAbout(statement, parseDigest(expected.digest))) {
+  if (expected.digest !== undefined && !isAbout(statement, parseDigest(expected.digest))) {
     throw new CtError('SIGNATURE_SUBJECT_MISMATCH', `it is not about ${expected.digest}`);
   }
   if (statement.predicateType !== expected.predicateType) {
