@@ -102,8 +102,12 @@ static bool make_syscalls_frame(unsigned cpu)
 	size_t at = tail % AUDIT_SLOTS;
 	if (count == 0)
 		return false;
-	if (count > FRAME_ROOM / CT_SYSCALL_RECORD_BYTES)
+	if (count > FRAME_ROOM / CT_SYSCALL_RECORD_BYTES) {
 		count = FRAME_ROOM / CT_SYSCALL_RECORD_BYTES;
+		/* A call and its sixth argument stay together. */
+		if (ring->slots[(tail + count) % AUDIT_SLOTS].flags & CT_SYSCALL_FLAG_SIXTH)
+			count--;
+	}
 	size_t before_end = count < AUDIT_SLOTS - at ? count : AUDIT_SLOTS - at;
 	uint8_t *payload = outbox + CT_AUDIT_FRAME_BYTES;
 	memcpy(payload, &ring->slots[at], before_end * CT_SYSCALL_RECORD_BYTES);

@@ -1,9 +1,21 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { encodeFrame, heartbeatFrame, SyntheticGuest } from '../../test/support/audit-frames.ts';
-import { deniedBody, encodeProcess, execBody, forkBody } from '../../test/support/audit-run.ts';
+import {
+  deniedBody,
+  encodeProcess,
+  encodeSyscall,
+  execBody,
+  forkBody,
+} from '../../test/support/audit-run.ts';
 import { SeededRandom } from '../../test/support/egress-random.ts';
-import { AuditFrame, MAX_AUDIT_PAYLOAD_BYTES, NO_CPU, ProcessRecord } from '../protocol/audit.ts';
+import {
+  AuditFrame,
+  MAX_AUDIT_PAYLOAD_BYTES,
+  NO_CPU,
+  ProcessRecord,
+  SyscallFlag,
+} from '../protocol/audit.ts';
 import { FrameParser } from './frame-parser.ts';
 import { AuditViolation } from './violation.ts';
 
@@ -108,6 +120,29 @@ test('GUEST_PROTOCOL for every field that is not what it has to be', () => {
     assert.deepEqual([what, reason, code], [what, 'malformed', 'GUEST_PROTOCOL']);
   }
   assert.equal(parse([good]).frames.length, 1);
+});
+
+test('a sixth argument is only taken behind its call, in one frame', () => {
+  const call = { timeNs: 5n, thread: 9, number: 9 };
+  const sixth = { ...call, flags: SyscallFlag.sixth };
+  const frameOf = (...records: Parameters<typeof encodeSyscall>[0][]): Buffer =>
+    encodeFrame({
+      type: AuditFrame.syscalls,
+      cpu: 0,
+      records: records.length,
+      payload: Buffer.concat(records.map(encodeSyscall)),
+    });
+  const bad: Record<string, Buffer> = {
+    'before all calls of the frame': frameOf(sixth, call),
+    twice: frameOf(call, sixth, sixth),
+    'of another thread': frameOf(call, { ...sixth, thread: 8 }),
+    'of another number': frameOf(call, { ...sixth, number: 202 }),
+    'of the other table': frameOf(call, { ...sixth, flags: SyscallFlag.sixth | SyscallFlag.compat }),
+  };
+  for (const [what, bytes] of Object.entries(bad)) {
+    assert.deepEqual([what, violationOf(bytes).reason], [what, 'malformed']);
+  }
+  assert.equal(parse([frameOf(call, sixth, call, call, sixth)]).frames.length, 1);
 });
 
 test('a payload that is too large is refused by its header, before any of it is kept', () => {

@@ -12,6 +12,7 @@ import {
   NO_CPU,
   PROCESS_RECORD_BYTES,
   SYSCALL_RECORD_BYTES,
+  SyscallFlag,
 } from '../protocol/audit.ts';
 import { processRecordProblem } from './process-record-check.ts';
 import { AuditViolation } from './violation.ts';
@@ -230,13 +231,17 @@ export class FrameParser {
     const frame = this.#frame;
     const cpu = this.#cpus[frame.cpu] as Cpu;
     let [firstNs, lastNs, previousNs, backwards] = [Number.POSITIVE_INFINITY, 0, cpu.lastNs, 0];
+    let previousFlags: number = SyscallFlag.sixth;
     for (let at = start; at < end; at += SYSCALL_RECORD_BYTES) {
       const high = view.getUint32(at + 4, true);
       const timeNs = high * TWO_32 + view.getUint32(at, true);
       if (high >= MAX_HIGH) this.#fail('malformed', 'the time of a system call is out of range');
-      if (view.getUint16(at + 14, true) > KNOWN_SYSCALL_FLAGS) {
-        this.#fail('malformed', 'a system call has unknown flags');
+      const flags = view.getUint16(at + 14, true);
+      if (flags > KNOWN_SYSCALL_FLAGS) this.#fail('malformed', 'a system call has unknown flags');
+      if ((flags & SyscallFlag.sixth) !== 0 && !this.#isSixthOf(view, at, previousFlags)) {
+        this.#fail('malformed', 'a sixth argument does not follow its call');
       }
+      previousFlags = flags;
       if (timeNs < previousNs) backwards += 1;
       if (timeNs < firstNs) firstNs = timeNs;
       if (timeNs > lastNs) lastNs = timeNs;
@@ -246,6 +251,17 @@ export class FrameParser {
     frame.firstNs = firstNs;
     frame.lastNs = lastNs;
     return backwards;
+  }
+
+  /** Whether the record at `at` has thread, number and flags of the one before it, which is no sixth argument itself. */
+  #isSixthOf(view: DataView, at: number, previousFlags: number): boolean {
+    const before = at - SYSCALL_RECORD_BYTES;
+    return (
+      view.getUint16(at + 14, true) === (previousFlags | SyscallFlag.sixth) &&
+      (previousFlags & SyscallFlag.sixth) === 0 &&
+      view.getUint32(at + 8, true) === view.getUint32(before + 8, true) &&
+      view.getUint16(at + 12, true) === view.getUint16(before + 12, true)
+    );
   }
 
   #checkProcesses(source: Buffer, view: DataView, start: number, end: number): void {

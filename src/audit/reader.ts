@@ -2,15 +2,20 @@
  * Reads a stored record, event by event and one block at a time. It skips blocks of which index or header say that nothing
  * in them is asked for. It checks what it needs to read on, not that nothing was changed: that is what verify.ts is for.
  */
+import { existsSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { CtError } from '../core/errors.ts';
 import { AUDIT_FRAME_BYTES, AUDIT_MAGIC, AuditFrame, ProcessRecord } from '../protocol/audit.ts';
+import { sealingDirectory } from './places.ts';
 import { type AuditEvent, decodeProcesses, decodeSyscalls } from './records.ts';
 import { COMPAT_CODE, type IndexEntry, IndexFlag, SEGMENT_HEADER_BYTES } from './segment-format.ts';
 import { SegmentReader, type StoredBlock, segmentsOf } from './segment-reader.ts';
 
 /** How often a follower looks whether there is more. */
 const FOLLOW_MS = 100;
+/** Moving the segments and signing take milliseconds; what a daemon left that was killed meanwhile stays until the next one. */
+const SEALING_TIMEOUT_MS = 2000;
+const SEALING_POLL_MS = 10;
 /** Blocks whose arrival tells how far apart the clocks of guest and host are. */
 const CLOCK_BLOCKS = 16;
 /** clone, fork, vfork and clone3 of x86-64, and of i386: calls that return the number of something new. */
@@ -53,19 +58,9 @@ export async function* readAudit(
   ended: () => boolean | Promise<boolean> = () => true,
 ): AsyncGenerator<AuditEvent> {
   const wanted = await selection(directory, filter);
-  /** By CPU: whether the last system call was asked for, as a sixth argument belongs to the call before it. */
-  const isWanted = new Map<number, boolean>();
   for await (const frames of readBlocks(directory, wanted, ended)) {
     for (const event of eventsOf(frames, wanted)) {
-      if (event.kind === 'sixth-argument') {
-        if (isWanted.get(event.cpu) === true) yield event;
-      } else if (event.kind === 'syscall') {
-        const isGood = fits(event, wanted);
-        isWanted.set(event.cpu, isGood);
-        if (isGood) yield event;
-      } else if (fits(event, wanted)) {
-        yield event;
-      }
+      if (fits(event, wanted)) yield event;
     }
   }
 }
@@ -77,7 +72,7 @@ export async function* readAudit(
 export async function guestClockOffsetNs(directory: string): Promise<bigint | undefined> {
   let least: bigint | undefined;
   let looked = 0;
-  for (const number of await segmentsOf(directory)) {
+  for (const number of await settledSegments(directory)) {
     const reader = await SegmentReader.open(directory, number);
     if (!reader) break;
     await using _closed = reader;
@@ -105,10 +100,9 @@ interface Selection extends AuditFilter {
 
 async function selection(directory: string, filter: AuditFilter): Promise<Selection> {
   const { kinds, syscalls, process } = filter;
-  const wantsSyscalls = kinds === undefined || kinds.has('syscall') || kinds.has('sixth-argument');
+  const wantsSyscalls = kinds === undefined || kinds.has('syscall');
   const wantsProcesses =
-    syscalls === undefined &&
-    (kinds === undefined || [...kinds].some((kind) => kind !== 'syscall' && kind !== 'sixth-argument'));
+    syscalls === undefined && (kinds === undefined || [...kinds].some((kind) => kind !== 'syscall'));
   const wanted = { ...filter, wantsSyscalls, wantsProcesses };
   if (process === undefined || !wantsSyscalls) return wanted;
   return { ...wanted, threads: await threadsOf(directory, process) };
@@ -121,7 +115,6 @@ async function threadsOf(directory: string, process: number): Promise<ReadonlySe
   const wanted: Selection = { wantsSyscalls: true, wantsProcesses: true, syscalls: new Set(CLONE_CODES) };
   for await (const frames of readBlocks(directory, { ...wanted, wantsSyscalls: false }, () => true, true)) {
     for (const event of eventsOf(frames, wanted)) {
-      if (event.kind === 'sixth-argument') continue;
       if (event.kind === 'syscall') {
         if (event.result > 0n && threads.has(event.thread) && fits(event, wanted))
           threads.add(Number(event.result));
@@ -135,7 +128,7 @@ async function threadsOf(directory: string, process: number): Promise<ReadonlySe
   return threads;
 }
 
-function fits(event: Exclude<AuditEvent, { kind: 'sixth-argument' }>, wanted: Selection): boolean {
+function fits(event: AuditEvent, wanted: Selection): boolean {
   const { kinds, syscalls, process, threads, sinceNs, untilNs } = wanted;
   if (kinds !== undefined && !kinds.has(event.kind)) return false;
   if (event.kind === 'syscall') {
@@ -179,10 +172,10 @@ async function* readBlocks(
   ended: () => boolean | Promise<boolean>,
   withClones = false,
 ): AsyncGenerator<Buffer> {
-  if ((await segmentsOf(directory)).length === 0 && (await ended())) {
+  if ((await settledSegments(directory)).length === 0 && (await ended())) {
     throw new CtError('AUDIT_NOT_FOUND', 'there is no audit record: its directory is empty');
   }
-  for (let number = 0, isLast = false; ; ) {
+  for (let number = 0, isLast = false, isSettled = false; ; ) {
     const reader = await SegmentReader.open(directory, number);
     if (reader) {
       await using _closed = reader;
@@ -196,10 +189,30 @@ async function* readBlocks(
       number += 1;
       continue;
     }
-    if (isLast) return;
+    if (isLast && isSettled) return;
+    if (isLast) {
+      isSettled = true;
+      await settled(directory);
+      continue;
+    }
     isLast = await ended();
     if (!isLast) await sleep(FOLLOW_MS);
   }
+}
+
+/** Waits while the segments of a record are elsewhere, because it is being sealed (places.ts). */
+async function settled(directory: string): Promise<void> {
+  const deadline = performance.now() + SEALING_TIMEOUT_MS;
+  while (existsSync(sealingDirectory(directory)) && performance.now() < deadline)
+    await sleep(SEALING_POLL_MS);
+}
+
+/** As {@link segmentsOf}; of a record that is being sealed, once that is over. */
+async function settledSegments(directory: string): Promise<number[]> {
+  const numbers = await segmentsOf(directory).catch(() => []);
+  if (numbers[0] === 0) return numbers;
+  await settled(directory);
+  return segmentsOf(directory);
 }
 
 /** Returns false if `complete` said that nothing more will come, and the segment has no end. */

@@ -172,14 +172,10 @@ test('system calls have their values, with the sixth argument that follows', () 
   assert.equal(second.args.length, 5);
 });
 
-test('a sixth argument without its call is told on its own, also if the call before is that of another thread', () => {
+test('a sixth argument without its call is refused with GUEST_PROTOCOL', () => {
   const sixth = encodeSyscall({ timeNs: 1n, thread: 9, number: 9, flags: SyscallFlag.sixth, args: [6n] });
-  const expected = { kind: 'sixth-argument', cpu: 1, sequence: 40, timeNs: 1n, thread: 9, value: 6n };
-  assert.deepEqual(calls(sixth), [expected]);
-  const [other, alone] = calls(encodeSyscall({ timeNs: 1n, thread: 8, number: 9 }), sixth);
-  assert.ok(other?.kind === 'syscall');
-  assert.equal(other.args.length, 5);
-  assert.deepEqual(alone, { ...expected, sequence: 41 });
+  assert.throws(() => calls(sixth), refused);
+  assert.throws(() => calls(encodeSyscall({ timeNs: 1n, thread: 9, number: 9 }), sixth, sixth), refused);
 });
 
 test('system calls that do not fill their frame exactly are refused with GUEST_PROTOCOL', () => {

@@ -45,16 +45,6 @@ export interface SyscallEvent {
   readonly args: readonly bigint[];
 }
 
-/** The sixth argument of the last call in the frame before this one: frames may part the two records. */
-export interface SixthArgumentEvent {
-  readonly kind: 'sixth-argument';
-  readonly cpu: number;
-  readonly sequence: number;
-  readonly timeNs: bigint;
-  readonly thread: number;
-  readonly value: bigint;
-}
-
 interface ByProcess {
   /** Of the processes' records, from 0, without gaps. */
   readonly sequence: number;
@@ -125,7 +115,7 @@ export interface FileEvent extends ByProcess {
 }
 
 export type ProcessEvent = ForkEvent | ExecEvent | ExitEvent | ConnectEvent | DeniedEvent | FileEvent;
-export type AuditEvent = SyscallEvent | SixthArgumentEvent | ProcessEvent;
+export type AuditEvent = SyscallEvent | ProcessEvent;
 
 /** Status of exit(2); undefined if a signal ended it. */
 export function exitCode(status: number): number | undefined {
@@ -146,45 +136,25 @@ export interface FrameOrigin {
 }
 
 /** The system calls of one frame. Their values are read when asked for: each holds on to `payload`. */
-export function decodeSyscalls(
-  payload: Buffer,
-  { cpu, first, records }: FrameOrigin,
-): (SyscallEvent | SixthArgumentEvent)[] {
+export function decodeSyscalls(payload: Buffer, { cpu, first, records }: FrameOrigin): SyscallEvent[] {
   if (payload.length !== records * SYSCALL_RECORD_BYTES) {
     throw violation(`${records} system calls do not take ${payload.length} bytes`);
   }
-  const events: (SyscallEvent | SixthArgumentEvent)[] = [];
+  const events: SyscallEvent[] = [];
   for (let index = 0; index < records; index += 1) {
     const at = index * SYSCALL_RECORD_BYTES;
     const next = at + SYSCALL_RECORD_BYTES;
-    if ((payload.readUInt16LE(at + 14) & SyscallFlag.sixth) !== 0) {
-      events.push(sixthArgument(payload, at, cpu, first + index));
-      continue;
-    }
-    const hasSixth = index + 1 < records && belongs(payload, at, next);
+    if (isSixth(payload, at)) throw violation('a sixth argument follows no call');
+    const hasSixth = index + 1 < records && isSixth(payload, next);
     events.push(new SyscallRecord(payload, at, cpu, first + index, hasSixth));
     if (hasSixth) index += 1;
   }
   return events;
 }
 
-/** The record at `next` is the sixth argument of the call at `at`. */
-function belongs(payload: Buffer, at: number, next: number): boolean {
-  return (
-    (payload.readUInt16LE(next + 14) & SyscallFlag.sixth) !== 0 &&
-    payload.readUInt32LE(next + 8) === payload.readUInt32LE(at + 8)
-  );
-}
-
-function sixthArgument(payload: Buffer, at: number, cpu: number, sequence: number): SixthArgumentEvent {
-  return {
-    kind: 'sixth-argument',
-    cpu,
-    sequence,
-    timeNs: payload.readBigUInt64LE(at),
-    thread: payload.readUInt32LE(at + 8),
-    value: payload.readBigUInt64LE(at + 24),
-  };
+/** Whether the record is the sixth argument of the one before it. */
+function isSixth(payload: Buffer, at: number): boolean {
+  return (payload.readUInt16LE(at + 14) & SyscallFlag.sixth) !== 0;
 }
 
 /** A million a second are passed on without a look at most of their values; so those are read when asked for. */

@@ -7,7 +7,7 @@ import { mkdirSync, renameSync } from 'node:fs';
 import { link as hardLink, lchown, lstat, mkdir, opendir, readdir, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { hostSigner } from '../audit/host-key.ts';
-import { auditDirectory, keysDirectory } from '../audit/places.ts';
+import { auditDirectory, keysDirectory, SEALING_PREFIX } from '../audit/places.ts';
 import { type SealFacts, sealAudit } from '../audit/seal.ts';
 import { isRunId, MAX_SEGMENTS, segmentNumber } from '../audit/segment-format.ts';
 import type { AuditSummary } from '../audit/summary.ts';
@@ -17,8 +17,7 @@ import type { AuditReport } from './audit-messages.ts';
 import { Link } from './link.ts';
 import type { AuditPlace } from './link-jail.ts';
 
-/** Directories beside those of the runs, of a seal that is being made and of what a link process still sees. */
-const SEALING = '.sealing-';
+/** Before the name of a run: what its link process still sees. */
 const OLD = '.old-';
 
 export interface AuditRecordsOptions {
@@ -64,7 +63,7 @@ export class AuditRecords {
   async seal(facts: SealFacts, summary: AuditSummary): Promise<void> {
     const { run } = facts;
     const directory = this.directory(run);
-    const sealing = this.#path(SEALING, run);
+    const sealing = this.#path(SEALING_PREFIX, run);
     await rm(sealing, { recursive: true, force: true });
     await mkdir(sealing, { mode: 0o700 });
     await moveSegments(directory, { path: sealing, owner: ownUser() });
@@ -89,7 +88,7 @@ export class AuditRecords {
    */
   async recover(run: string, cpus: number): Promise<AuditReport> {
     const directory = this.directory(run);
-    const sealing = this.#path(SEALING, run);
+    const sealing = this.#path(SEALING_PREFIX, run);
     await mkdir(directory, { recursive: true, mode: 0o700 });
     // A daemon that was killed while it sealed.
     for (const path of [sealing, this.#path(OLD, run)]) {
@@ -121,7 +120,7 @@ export class AuditRecords {
   /** Returns the bytes it took. */
   async remove(run: string): Promise<number> {
     let bytes = 0;
-    for (const path of [this.directory(run), this.#path(SEALING, run), this.#path(OLD, run)]) {
+    for (const path of [this.directory(run), this.#path(SEALING_PREFIX, run), this.#path(OLD, run)]) {
       try {
         for await (const { name } of await opendir(path)) bytes += (await lstat(join(path, name))).size;
       } catch {
@@ -142,7 +141,7 @@ export class AuditRecords {
       throw error;
     }
     return names
-      .map((name) => [SEALING, OLD].reduce((rest, prefix) => rest.replace(prefix, ''), name))
+      .map((name) => [SEALING_PREFIX, OLD].reduce((rest, prefix) => rest.replace(prefix, ''), name))
       .filter(isRunId);
   }
 

@@ -24,7 +24,8 @@
  *     16  i64  result; 0 with `atEntry`
  *     24  u64  arguments 1 to 5
  *
- * A sixth argument, where it is not 0, is the first of a record of its own that follows with flag `sixth`.
+ * A sixth argument, where it is not 0, is the first of a record of its own that follows in the same frame, with flag `sixth`
+ * and otherwise the number, thread and flags of its call.
  *
  * Process record, 40 bytes and fields by kind; strings are bytes without NUL, `args` separated by NUL:
  *

@@ -81,7 +81,6 @@ export class Candidates {
   }
 
   add(event: AuditEvent): void {
-    if (event.kind === 'sixth-argument') return;
     if (event.kind === 'syscall' && !this.#isOfInterest(event)) return;
     if (this.#waiting.length >= MAX_WAITING) {
       this.#missed += 1;

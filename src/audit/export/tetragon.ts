@@ -96,13 +96,12 @@ export class TetragonLines {
   /** Takes an event in that is not to be rendered: later ones may be of its process. */
   note(event: AuditEvent): void {
     if (event.kind === 'syscall') this.#noteClone(event);
-    else if (event.kind !== 'sixth-argument') this.#table.apply(event);
+    else this.#table.apply(event);
   }
 
   /** The lines of one event, each with its line end; empty if it has none. Never throws. */
   render(event: AuditEvent): string {
     if (event.kind === 'syscall') return this.#syscall(event);
-    if (event.kind === 'sixth-argument') return '';
     const process = this.#table.apply(event);
     switch (event.kind) {
       case 'fork':

@@ -4,8 +4,7 @@ import { makeBuild, SyntheticRun } from '../../../test/support/audit-run.ts';
 import type { ExecEvent, ProcessEvent } from '../records.ts';
 import { type Process, ProcessTable } from './process-table.ts';
 
-const isProcess = (event: { kind: string }): event is ProcessEvent =>
-  event.kind !== 'syscall' && event.kind !== 'sixth-argument';
+const isProcess = (event: { kind: string }): event is ProcessEvent => event.kind !== 'syscall';
 
 function tableOf(run: SyntheticRun): { table: ProcessTable; processes: Process[] } {
   const table = new ProcessTable();

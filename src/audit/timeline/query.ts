@@ -53,7 +53,6 @@ export class Query {
 
   /** Takes in the next event; what it is if it fits, else undefined. */
   match(event: AuditEvent): Match | undefined {
-    if (event.kind === 'sixth-argument') return undefined;
     if (event.kind === 'syscall') return this.#matchSyscall(event);
     const process = this.#table.apply(event);
     if (this.#syscalls || !this.#isInTime(event.timeNs)) return undefined;

@@ -136,7 +136,7 @@ class ReportBuilder {
   }
 
   add(event: AuditEvent): void {
-    if (event.kind === 'syscall' || event.kind === 'sixth-argument') return;
+    if (event.kind === 'syscall') return;
     const { timeNs } = event;
     if (this.#startNs === undefined || timeNs < this.#startNs) this.#startNs = timeNs;
     if (timeNs > this.#endNs) this.#endNs = timeNs;

@@ -222,8 +222,6 @@ function eventText(event: AuditEvent, nameOf: NameOf): string {
       const args = event.args.map((value) => `0x${value.toString(16)}`).join(', ');
       return `${name}(${args})${event.isAtEntry ? '' : ` = ${event.result}`}`;
     }
-    case 'sixth-argument':
-      return '';
   }
 }
 
