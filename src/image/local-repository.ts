@@ -21,13 +21,15 @@ export function repositorySource(suite: string): string {
   return `deb [trusted=yes arch=amd64] http://${HOST} ${suite} main\n`;
 }
 
-/** Writes the lists for {@link repositorySource} into `directory`, named as apt looks for them. Throws IMAGE_BUILD_FAILED. */
+/**
+ * Writes the lists for {@link repositorySource} into `directory`, named as apt looks for them. `alone`: they say nothing
+ * of what packages depend on, for an image that has them without it. Throws IMAGE_BUILD_FAILED.
+ */
 export async function writeRepositoryLists(
   directory: string,
   suite: string,
   packages: readonly LockedPackage[],
-  cache: PackageCache,
-  signal: AbortSignal | undefined,
+  { cache, alone, signal }: { cache: PackageCache; alone: boolean; signal: AbortSignal | undefined },
 ): Promise<void> {
   const paragraphs: string[] = new Array(packages.length);
   let next = 0;
@@ -44,7 +46,7 @@ export async function writeRepositoryLists(
         ...(signal ? { signal } : {}),
       });
       paragraphs[at] = [
-        output.toString('utf8').trimEnd(),
+        (alone ? withoutRelations(output.toString('utf8')) : output.toString('utf8')).trimEnd(),
         `Filename: pool/${fileName(entry)}`,
         `Size: ${statSync(path).size}`,
         `SHA256: ${entry.sha256}`,
@@ -58,4 +60,12 @@ export async function writeRepositoryLists(
   const base = `${HOST}_dists_${suite}`;
   writeFileSync(join(directory, `${base}_Release`), release, { mode: 0o644 });
   writeFileSync(join(directory, `${base}_main_binary-amd64_Packages`), paragraphs.join(''), { mode: 0o644 });
+}
+
+/** A paragraph without the fields that name other packages (Debian policy §7.2), with their continuation lines. */
+function withoutRelations(paragraph: string): string {
+  return paragraph.replaceAll(
+    /^(?:Pre-Depends|Depends|Recommends|Suggests|Enhances|Breaks|Conflicts):.*\n(?:[ \t].*\n)*/gm,
+    '',
+  );
 }

@@ -65,9 +65,10 @@ export async function buildRootfs(options: RootfsOptions): Promise<Rootfs> {
   const exchange = join(options.workDirectory, 'exchange');
   for (const name of ['', 'debs', 'lists', 'hooks', 'npm']) makeDirectory(join(exchange, name));
   cache.link(packages, join(exchange, 'debs'));
-  await writeRepositoryLists(join(exchange, 'lists'), definition.suite, packages, cache, signal);
+  const { suite, distroless } = definition;
+  await writeRepositoryLists(join(exchange, 'lists'), suite, packages, { cache, alone: distroless, signal });
   const sourcesPath = join(options.workDirectory, 'packages.list');
-  writeFileSync(sourcesPath, repositorySource(definition.suite));
+  writeFileSync(sourcesPath, repositorySource(suite));
   for (const name of readdirSync(HOOKS_DIRECTORY))
     publish(join(HOOKS_DIRECTORY, name), join(exchange, 'hooks', name));
   for (const archive of options.npm) publish(archive.path, join(exchange, 'npm', basename(archive.path)));
@@ -94,7 +95,7 @@ export async function buildRootfs(options: RootfsOptions): Promise<Rootfs> {
   let result: Awaited<ReturnType<typeof runSupervised>>;
   try {
     result = await runSupervised({
-      argv: mmdebstrapArguments(definition.suite, packages, sourcesPath),
+      argv: mmdebstrapArguments(definition, packages, sourcesPath),
       env: { ...options.surroundings, ...environment(definition, scratchDirectory) },
       scratchDirectory,
       extraFd: exchangeFd,
@@ -115,14 +116,14 @@ export async function buildRootfs(options: RootfsOptions): Promise<Rootfs> {
 }
 
 function mmdebstrapArguments(
-  suite: string,
+  { suite, distroless }: ImageDefinition,
   packages: readonly LockedPackage[],
   sourcesPath: string,
 ): readonly string[] {
   return [
     'mmdebstrap',
     '--mode=unshare',
-    '--variant=essential',
+    `--variant=${distroless ? 'extract' : 'essential'}`,
     '--architectures=amd64',
     '--format=null',
     '--verbose',
@@ -131,7 +132,12 @@ function mmdebstrapArguments(
     ...packages.map((entry) => `--include=${pin(entry)}`),
     // Constant: scripts are reached through the descriptor, see hooks/setup.sh.
     '--setup-hook=sh /proc/self/fd/3/hooks/setup.sh "$1"',
-    '--customize-hook=sh /proc/self/fd/3/hooks/customize.sh "$1"',
+    ...(distroless
+      ? [
+          '--extract-hook=sh /proc/self/fd/3/hooks/distroless.sh "$1"',
+          '--extract-hook=sh /proc/self/fd/3/hooks/customize.sh "$1"',
+        ]
+      : ['--customize-hook=sh /proc/self/fd/3/hooks/customize.sh "$1"']),
     suite,
     '/dev/null',
     sourcesPath,
@@ -153,6 +159,7 @@ function environment(definition: ImageDefinition, scratchDirectory: string): Rec
     CT_USER_UID: String(user.uid),
     CT_USER_GID: String(user.gid),
     CT_USER_HOME: user.home,
+    ...(definition.distroless ? { CT_DISTROLESS: '1' } : {}),
   };
 }
 

@@ -9,6 +9,8 @@ set -eu
 umask 022
 root=$1
 say() { printf 'ct: %s\n' "$1" >&2; }
+# find(1) in a directory that an image without a base system may lack.
+below() { [ ! -d "$1" ] || find "$@"; }
 
 # A view of the tree without what is mounted below it (/dev, /proc, /sys).
 work=$root/.ct
@@ -50,18 +52,20 @@ if [ -x usr/bin/apt-get ]; then
 else
   rm -rf etc/apt
 fi
-find var/lib/dpkg var/cache/debconf -name '*-old' -delete
+[ -x usr/bin/dpkg ] || rm -rf etc/dpkg
+below var/lib/dpkg -name '*-old' -delete
+below var/cache/debconf -name '*-old' -delete
 rm -f var/lib/dpkg/lock var/lib/dpkg/lock-frontend var/lib/dpkg/triggers/Lock var/lib/dpkg/available
 # Logs and caches.
-find var/log -type f -delete
+below var/log -type f -delete
 rm -rf var/cache/ldconfig/* var/cache/man/* var/backups/* var/lib/systemd/catalog/database usr/share/info/dir*
 # Documents of packages that were unpacked before dpkg's exclusions applied. Copyright files stay: they are the
 # licences of what the image distributes.
 rm -rf usr/share/man/* usr/share/info/* usr/share/lintian usr/share/linda
-find usr/share/locale -mindepth 1 -maxdepth 1 ! -name locale.alias -exec rm -rf {} +
-find usr/share/doc -mindepth 1 ! -type d ! -name copyright ! -type l -delete
-find usr/share/doc -mindepth 2 -type l ! -name copyright -delete
-find usr/share/doc -mindepth 1 -type d -empty -delete
+below usr/share/locale -mindepth 1 -maxdepth 1 ! -name locale.alias -exec rm -rf {} +
+below usr/share/doc -mindepth 1 ! -type d ! -name copyright ! -type l -delete
+below usr/share/doc -mindepth 2 -type l ! -name copyright -delete
+below usr/share/doc -mindepth 1 -type d -empty -delete
 # Copies of the account files from before the last change.
 rm -f etc/passwd- etc/group- etc/shadow- etc/gshadow- etc/subuid- etc/subgid- etc/.pwd.lock
 # Secrets and identity: every VM makes its own.
@@ -74,8 +78,10 @@ find . -xdev -type f -perm /6000 -printf '/%P\n' | grep -vxFf /proc/self/fd/3/se
 done
 
 say accounts
-printf '%s:x:%s:%s:%s:%s:/bin/bash\n' \
-  "$CT_USER_NAME" "$CT_USER_UID" "$CT_USER_GID" "$CT_USER_NAME" "$CT_USER_HOME" >>etc/passwd
+shell=/bin/bash
+[ -x usr/bin/bash ] || shell=/usr/sbin/nologin
+printf '%s:x:%s:%s:%s:%s:%s\n' \
+  "$CT_USER_NAME" "$CT_USER_UID" "$CT_USER_GID" "$CT_USER_NAME" "$CT_USER_HOME" "$shell" >>etc/passwd
 printf '%s:x:%s:\n' "$CT_USER_NAME" "$CT_USER_GID" >>etc/group
 [ ! -e etc/gshadow ] || printf '%s:!::\n' "$CT_USER_NAME" >>etc/gshadow
 if [ -e etc/shadow ]; then

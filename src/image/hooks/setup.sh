@@ -10,6 +10,13 @@ root=$1
 inputs=/proc/self/fd/3
 
 mkdir -p "$root/var/lib/apt/lists/partial" "$root/var/cache/apt/archives/partial" "$root/etc/dpkg/dpkg.cfg.d"
+# Where packages without a base system find the links that one has.
+if [ -n "${CT_DISTROLESS-}" ]; then
+  for directory in bin lib lib64 sbin; do
+    mkdir -p "$root/usr/$directory"
+    ln -s "usr/$directory" "$root/$directory"
+  done
+fi
 cp -R "$inputs/lists/." "$root/var/lib/apt/lists/"
 cp -R "$inputs/debs/." "$root/var/cache/apt/archives/"
 cp "$inputs/hooks/dpkg.cfg" "$root/etc/dpkg/dpkg.cfg.d/ct-build"
