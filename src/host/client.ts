@@ -12,6 +12,7 @@ import { CtError, type ErrorReport, messageOf } from '../core/errors.ts';
 import { buildId, entryPoint, launcherPath } from '../core/install.ts';
 import { socketDirectory } from '../core/paths.ts';
 import type { SecretValues } from '../job/secret-values.ts';
+import { type Evidence, encodeEvidence } from '../protocol/evidence.ts';
 import { MAX_JSON_BYTES, MAX_RECORD_BYTES } from '../protocol/limits.ts';
 import { encodeChunked, encodeRecord, RecordDecoder } from '../protocol/records.ts';
 import {
@@ -22,6 +23,7 @@ import {
   ServerRecord,
 } from '../protocol/run.ts';
 import { encodeSecret } from '../protocol/secret-record.ts';
+import type { EvidenceDemands } from '../protocol/verify.ts';
 import {
   API_GC,
   API_INFO,
@@ -83,7 +85,9 @@ export interface JobIo {
   /** The working tree as a tree stream; needed if the request says `sendsTree`. */
   readonly tree?: AsyncIterable<Uint8Array>;
   readonly stdin?: AsyncIterable<Uint8Array>;
-  /** Those that steps of the request name; sent once a VM is claimed, past the daemon. */
+  /** What policy or the job demands; read when it is asked for. Absent: there is none. */
+  readonly evidence?: (demands: EvidenceDemands) => Promise<Evidence>;
+  /** Those that steps of the request name; sent once the tree is in the VM and verified, past the daemon. */
   readonly secrets?: SecretValues;
   readonly onEvent: (event: RunEvent) => void;
   /** A promise holds the job back until it settles. */
@@ -433,6 +437,7 @@ class JobStream {
   readonly #failed = Promise.withResolvers<never>();
   #runId: string | undefined;
   #expectsArtifacts = false;
+  #feedsStdin = false;
   #artifacts: { readonly queue: PassThrough; readonly done: Promise<void> } | undefined;
 
   constructor(socket: Socket, io: JobIo) {
@@ -515,9 +520,12 @@ class JobStream {
 
   #event(event: RunEvent): void {
     if (event.type === 'queued') this.#runId = event.run;
-    if (event.type === 'claimed') {
-      this.#sendSecrets(this.#io.secrets);
-      this.#feed(ClientRecord.tree, this.#io.tree);
+    if (event.type === 'evidence') this.#sendEvidence(event.demands);
+    if (event.type === 'claimed') this.#feed(ClientRecord.tree, this.#io.tree);
+    if (event.type === 'secrets-wanted') this.#sendSecrets(this.#io.secrets);
+    if (event.type === 'step-start' && !this.#feedsStdin) {
+      // Not earlier: nobody reads it before, and what waits holds up what comes behind it.
+      this.#feedsStdin = true;
       this.#feed(ClientRecord.stdin, this.#io.stdin);
     }
     this.#io.onEvent(event);
@@ -531,6 +539,17 @@ class JobStream {
     } catch (error) {
       this.#failed.reject(error);
     }
+  }
+
+  #sendEvidence(demands: EvidenceDemands): void {
+    const send = async (): Promise<void> => {
+      const evidence = (await this.#io.evidence?.(demands)) ?? { parts: [], dirty: [] };
+      for (const record of encodeChunked(ClientRecord.evidence, encodeEvidence(evidence))) {
+        await this.#write(record);
+      }
+      await this.#write(encodeRecord(ClientRecord.evidence));
+    };
+    send().catch((error) => this.#failed.reject(error));
   }
 
   /** Before anything that the job's flow control may hold back. */

@@ -9,6 +9,7 @@ import type { ImageManifest } from '../image/manifest.ts';
 import { MAX_STEPS } from '../protocol/limits.ts';
 import type { GuestNetworkSettings } from '../protocol/network.ts';
 import type { JobOutcome, JobRequest, JobResult, RunEvent, StepOutcome } from '../protocol/run.ts';
+import type { TreeExpectation } from '../protocol/verify.ts';
 import { type AuditLoss, type AuditReport, parseAuditLoss, parseAuditReport } from './audit-messages.ts';
 import { type EgressAnswer, type EgressQuestion, parseEgressQuestion } from './egress-messages.ts';
 import type { DetectMessage } from './link-detections.ts';
@@ -49,6 +50,8 @@ export type LinkCall =
       readonly audit?: { readonly directory: string; readonly cpus: number; readonly required: boolean };
       /** What clients in the guest need to find registries and mirrors; absent if the job has no network. */
       readonly settings?: GuestNetworkSettings;
+      /** What the tree has to be; before it is, the client is asked for no secret. Absent: anything. */
+      readonly expected?: TreeExpectation;
     };
 
 export type LinkCommand =

@@ -113,6 +113,7 @@ async function handle(command: LinkCommand, socket: Socket | undefined): Promise
         client,
         shells,
         settings: command.settings,
+        ...(command.expected ? { expected: command.expected } : {}),
         ...(command.audit?.required ? { beforeAll: () => audit.working() } : {}),
         onStep: ({ network }) => egress.control.beginStep(network !== 'none'),
         onRunning: startEgress,

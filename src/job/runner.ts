@@ -9,6 +9,7 @@ import type { ImageManifest } from '../image/manifest.ts';
 import { SCRIPT_DIRECTORY, WORKSPACE_DIRECTORY } from '../protocol/guest-link.ts';
 import type { GuestNetworkSettings } from '../protocol/network.ts';
 import type { JobRequest, JobResult, StepOutcome, StepRequest } from '../protocol/run.ts';
+import type { TreeExpectation } from '../protocol/verify.ts';
 import type { ClientChannel } from './client-channel.ts';
 import { guestVariables, installGuestSettings } from './guest-settings.ts';
 import { hintFor } from './hints.ts';
@@ -18,6 +19,7 @@ import { OutputMask } from './output-mask.ts';
 import { secretNames } from './planned-job.ts';
 import { type SecretValues, withoutFinalNewline } from './secret-values.ts';
 import type { Shells } from './shells.ts';
+import { CheckedTree } from './tree-check.ts';
 
 /** What of a failed step's output is searched for a hint. Guest-controlled. */
 const HINT_TAIL_BYTES = 16_384;
@@ -34,6 +36,8 @@ export interface RunnerOptions {
   readonly shells?: Shells;
   /** What clients in the guest are told of those of the host. */
   readonly settings?: GuestNetworkSettings | undefined;
+  /** What the tree has to be. Before it is, the client is asked for no secret, and nothing runs. */
+  readonly expected?: TreeExpectation;
   /** Nothing of the job gets into the VM before this resolves; what it throws ends the job. */
   readonly beforeAll?: () => Promise<void>;
   /** Called when a step begins, before anything of it runs. */
@@ -104,10 +108,13 @@ class JobRun {
   async run(): Promise<JobResult> {
     const { request } = this.#options;
     using cleanup = new DisposableStack();
-    await this.#receiveSecrets(cleanup);
     if (this.#options.beforeAll) await this.#unlessAborted(this.#options.beforeAll());
-    this.#admitShells();
     if (request.sendsTree) await this.#stage();
+    else if (this.#options.expected) {
+      throw new CtError('VERIFY_EVIDENCE_MISSING', 'the working tree has to be verified, and none is sent');
+    }
+    await this.#receiveSecrets(cleanup);
+    this.#admitShells();
     await this.#installSettings();
     let failed: { result: JobResult } | undefined;
     for (const [index, step] of request.steps.entries()) {
@@ -128,11 +135,12 @@ class JobRun {
     return failed?.result ?? { outcome: 'success', exitCode: 0 };
   }
 
-  /** Waits for the values of all secrets; from then on they are masked. */
+  /** Asks for the values of all secrets, and waits for them; from then on they are masked. */
   async #receiveSecrets(cleanup: DisposableStack): Promise<void> {
     const { client, request } = this.#options;
     const names = secretNames(request);
     if (names.length === 0) return;
+    await client.event({ type: 'secrets-wanted' });
     const secrets = cleanup.use(await this.#unlessAborted(client.secrets.expect(names)));
     const masker = new Masker(secrets);
     client.maskWith((emit) => new OutputMask(masker, emit));
@@ -191,10 +199,12 @@ class JobRun {
       }
     };
     const complaint = new BoundedTail(2048);
+    const { expected, client } = this.#options;
+    const checked = expected && new CheckedTree(client.tree, expected);
     const result = await this.#exec({
       builtin: 'tree-in',
       argv: [WORKSPACE_DIRECTORY],
-      stdin: counted(this.#options.client.tree),
+      stdin: counted(checked ?? client.tree),
       onOutput: (_, chunk) => complaint.push(chunk),
     });
     if (result.kind !== 'exited' || result.code !== 0) {
@@ -206,7 +216,13 @@ class JobRun {
         },
       );
     }
-    await this.#options.client.event({ type: 'staged', durationMs: performance.now() - startedAt, bytes });
+    if (checked?.holds === false) {
+      throw new CtError(
+        'WORKSPACE_STAGE_FAILED',
+        'the VM took the working tree before all of it was verified',
+      );
+    }
+    await client.event({ type: 'staged', durationMs: performance.now() - startedAt, bytes });
   }
 
   /** Undefined if the step succeeded, else what the job's result is because of it. */

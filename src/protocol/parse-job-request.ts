@@ -1,6 +1,12 @@
 /** Parses a JobRequest once, at the edge of the host daemon. The client is the user's own process, and may be wrong. */
 import { CtError } from '../core/errors.ts';
-import { MAX_JOB_SECRETS, MAX_SCRIPT_BYTES, MAX_SECRET_NAME_BYTES, MAX_STEPS } from './limits.ts';
+import {
+  MAX_JOB_SECRETS,
+  MAX_PATH_BYTES,
+  MAX_SCRIPT_BYTES,
+  MAX_SECRET_NAME_BYTES,
+  MAX_STEPS,
+} from './limits.ts';
 import {
   type JobOrigin,
   MAX_NETWORK_ENTRIES,
@@ -10,6 +16,7 @@ import {
 } from './network.ts';
 import type { JobRequest, StepRequest, StepSecret } from './run.ts';
 import { isSecretName } from './secret-record.ts';
+import { DEPENDENCY_LEVELS, MAX_LOCKS, MAX_MANIFESTS, type VerifyRequest } from './verify.ts';
 
 /** execve(2): one argument or `NAME=value` string is at most 128 KiB with its NUL. */
 const MAX_ARGUMENT_BYTES = 131_071;
@@ -43,7 +50,25 @@ export function parseJobRequest(value: unknown): JobRequest {
       : { shellOnFailure: boolean(request['shellOnFailure'], 'shellOnFailure') }),
     ...(request['network'] === undefined ? {} : { network: parseNetwork(request['network']) }),
     ...(request['origin'] === undefined ? {} : { origin: parseOrigin(request['origin']) }),
+    ...(request['verify'] === undefined ? {} : { verify: parseVerify(request['verify']) }),
   };
+}
+
+function parseVerify(value: unknown): VerifyRequest {
+  const { commit, scripts, dependencies } = object(value, 'verify');
+  const paths = (given: unknown, at: string, max: number): string[] =>
+    list(given, at, max).map((path, i) => text(path, `${at}[${i}]`, MAX_PATH_BYTES));
+  const result: { -readonly [K in keyof VerifyRequest]: VerifyRequest[K] } = {};
+  if (commit !== undefined) result.commit = boolean(commit, 'verify.commit');
+  if (scripts !== undefined) result.scripts = paths(scripts, 'verify.scripts', MAX_MANIFESTS);
+  if (dependencies !== undefined) {
+    const { level, locks } = object(dependencies, 'verify.dependencies');
+    result.dependencies = {
+      level: oneOf(level, 'verify.dependencies.level', DEPENDENCY_LEVELS),
+      ...(locks === undefined ? {} : { locks: paths(locks, 'verify.dependencies.locks', MAX_LOCKS) }),
+    };
+  }
+  return result;
 }
 
 /** Bounds only: whether an entry is a preset or a destination is for whoever lowers it (src/policy/destination.ts). */

@@ -7,6 +7,7 @@
  */
 import type { ErrorReport } from '../core/errors.ts';
 import type { JobOrigin, NetworkMode, NetworkRequest } from './network.ts';
+import type { EvidenceDemands, VerifyRequest } from './verify.ts';
 
 /** Records from the client. */
 export const ClientRecord = {
@@ -21,12 +22,14 @@ export const ClientRecord = {
   signal: 0x44,
   /** Ends the job: the VM is destroyed at once. */
   cancel: 0x45,
-  /** One secret (secret-record.ts). Only after `claimed`: the daemon, which reads until then, never sees one. */
+  /** One secret (secret-record.ts). Only after `secrets-wanted`: the daemon never sees one, nor a VM before it has the tree. */
   secret: 0x46,
   /** No more secrets; sent if the request names any. */
   secretsEnd: 0x47,
   /** After `shell-offer`: the client needs no shell, or has left it. */
   shellDone: 0x48,
+  /** After `evidence`: bytes of what evidence.ts describes; an empty payload ends them. */
+  evidence: 0x49,
 } as const;
 
 /** Records to the client. */
@@ -85,6 +88,8 @@ export interface JobRequest {
   readonly network?: NetworkRequest;
   /** Absent: a person at this machine. */
   readonly origin?: JobOrigin;
+  /** Absent: no more than what policy demands. */
+  readonly verify?: VerifyRequest;
 }
 
 export type Accelerator = 'kvm' | 'tcg';
@@ -119,6 +124,12 @@ export type RunEvent =
       /** What each preset that the job names stands for on this host. */
       readonly presets: readonly ResolvedPreset[];
     }
+  /** What the client has to send evidence of, before anything is claimed for the job. */
+  | { readonly type: 'evidence'; readonly demands: EvidenceDemands }
+  /** Who vouches for the job, in words; the tree is still to be compared. */
+  | { readonly type: 'verified'; readonly facts: readonly string[] }
+  /** The tree is in the VM, and all that was demanded of it holds. */
+  | { readonly type: 'secrets-wanted' }
   /** A template for this shape is being made; happens once per image and shape. */
   | { readonly type: 'preparing'; readonly what: string }
   | {

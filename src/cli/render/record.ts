@@ -86,6 +86,9 @@ export class JobRecord {
       case 'network':
         if (this.network.length < MAX_NETWORK_NOTICES) this.network.push(event);
         return;
+      case 'evidence':
+        this.phase = 'verifying what is signed';
+        return;
       case 'preparing':
         this.phase = `preparing: ${event.what}`;
         return;
@@ -121,6 +124,8 @@ export class JobRecord {
       case 'destroyed':
         this.destroyMs = event.durationMs;
         return;
+      case 'verified':
+      case 'secrets-wanted':
       case 'notice':
       case 'shell':
       case 'shell-offer':

@@ -70,6 +70,9 @@ export class TextRenderer implements Renderer {
       case 'network':
         if (event.action !== 'terminated') this.#line(job, networkLines(event, this.#terminal.style));
         return;
+      case 'verified':
+        for (const fact of event.facts) this.#line(job, dim(`• ${oneLine(fact)}`));
+        return;
       case 'preparing':
         this.#line(job, dim(`• ${oneLine(job.phase)}`));
         return;
@@ -101,6 +104,8 @@ export class TextRenderer implements Renderer {
         this.#line(job, dim(`• ${shellWords(event)}`));
         return;
       case 'shell-offer':
+      case 'evidence':
+      case 'secrets-wanted':
       case 'collected':
       case 'destroyed':
       case 'done':
