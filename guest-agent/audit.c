@@ -269,17 +269,20 @@ enum port_end audit_serve(const struct audit_options *audit_options)
 	int epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	struct epoll_event port_event = { .events = PORT_EVENTS, .data.fd = options->port_fd };
 	struct epoll_event doorbell_event = { .events = EPOLLIN | EPOLLET, .data.fd = options->doorbell_fd };
+	struct epoll_event flush_event = { .events = EPOLLIN | EPOLLET, .data.fd = options->flush_fd };
 	if (epoll_fd < 0 || epoll_ctl(epoll_fd, EPOLL_CTL_ADD, options->port_fd, &port_event) < 0 ||
-	    epoll_ctl(epoll_fd, EPOLL_CTL_ADD, options->doorbell_fd, &doorbell_event) < 0)
+	    epoll_ctl(epoll_fd, EPOLL_CTL_ADD, options->doorbell_fd, &doorbell_event) < 0 ||
+	    epoll_ctl(epoll_fd, EPOLL_CTL_ADD, options->flush_fd, &flush_event) < 0)
 		fatal("cannot set up the event loop: %s", strerror(errno));
 
 	for (;;) {
-		struct epoll_event events[2];
+		struct epoll_event events[3];
 		bool port_ready = false, rung = false;
-		int count = epoll_wait(epoll_fd, events, 2, sleep_ms());
+		int count = epoll_wait(epoll_fd, events, 3, sleep_ms());
 		options->reader->armed = 0;
 		for (int index = 0; index < count; index++) {
-			if (events[index].data.fd == options->doorbell_fd) {
+			/* An edge for each time somebody has rung, whether it is read or not. */
+			if (events[index].data.fd != options->port_fd) {
 				rung = true;
 				continue;
 			}

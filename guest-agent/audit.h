@@ -24,6 +24,7 @@ struct audit_options {
 	int port_fd;	 /* Non-blocking. */
 	int doorbell_fd; /* Readable when there is reason to look. */
 	int freeze_fd;	 /* cgroup.freeze of the job. */
+	int flush_fd;	 /* An eventfd: the host waits for what is recorded. */
 	unsigned cpus;
 	const struct audit_ring *rings; /* One a CPU. */
 	struct audit_reader *reader;

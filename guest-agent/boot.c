@@ -575,7 +575,7 @@ static int start_audit(int port_fd, const struct cgroups *cgroups, int switch_fd
 	must(options.freeze_fd, "cannot open cgroup.freeze");
 	must(stat("/", &root), "root");
 	tracing_start(cgroups->job, cgroups->root, root.st_dev, switch_fd, &options);
-	const int fds[] = { port_fd, options.doorbell_fd, options.freeze_fd };
+	const int fds[] = { port_fd, options.doorbell_fd, options.freeze_fd, options.flush_fd };
 	const struct helper helper = {
 		.name = "ct-audit",
 		.id = AUDIT_HELPER_ID,

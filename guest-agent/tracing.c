@@ -7,6 +7,7 @@
 #include <malloc.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
@@ -24,6 +25,7 @@ INCLUDE_OBJECT(audit_object, AUDIT_OBJECT);
 
 static const struct audit_ring *rings;
 static const struct audit_tally *tally;
+static int flush_fd = -1;
 
 static unsigned cpus(void)
 {
@@ -115,6 +117,9 @@ void tracing_start(int job_fd, int root_fd, uint64_t root_device, int switch_fd,
 	map_queue(programs_map(object, "events"), AUDIT_EVENTS_BYTES, &helper->events);
 	helper->doorbell_fd = programs_map(object, "doorbell");
 	map_queue(helper->doorbell_fd, DOORBELL_BYTES, &helper->doorbell);
+	helper->flush_fd = flush_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	if (flush_fd < 0)
+		fatal("cannot make an eventfd: %s", strerror(errno));
 	if (bpf_map_freeze(programs_map(object, "told")) < 0)
 		fatal("cannot freeze the BPF maps: %s", strerror(errno));
 
@@ -144,6 +149,10 @@ void tracing_forget(const struct audit_options *helper)
 
 void tracing_position(char *text, size_t size)
 {
+	const uint64_t once = 1;
+	/* Full: it has been told already. */
+	if (write(flush_fd, &once, sizeof once) < 0 && errno != EAGAIN)
+		fatal("cannot wake the audit helper: %s", strerror(errno));
 	size_t length = (size_t)snprintf(text, size, "processes=%llu\n", (unsigned long long)tally->made);
 	for (unsigned cpu = 0, count = cpus(); cpu < count && length < size; cpu++)
 		length += (size_t)snprintf(text + length, size - length, "cpu=%llu\n", (unsigned long long)rings[cpu].head);

@@ -20,7 +20,7 @@ void tracing_start(int job_fd, int root_fd, uint64_t root_device, int switch_fd,
 /* Takes from PID 1 what only the helper writes. */
 void tracing_forget(const struct audit_options *helper);
 
-/* The text of GET /v1/audit. */
+/* The text of GET /v1/audit. Whoever asks waits until that much has come, so the helper is told to send it. */
 void tracing_position(char *text, size_t size);
 
 #endif

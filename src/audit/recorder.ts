@@ -139,14 +139,19 @@ export class AuditRecorder {
     if (this.#beats.left === 0) this.#beats.done();
   }
 
+  /** Reads no more: from now on the guest may end, and is not missed. Idempotent. */
+  stop(): void {
+    this.#isFinishing = true;
+    clearInterval(this.#timer);
+    this.#channel.destroy();
+  }
+
   /**
    * Ends the record and the channel. Legal once, when the run needs no record any more. Throws what kept it from being
    * written: then there is nothing to seal.
    */
   async finish(): Promise<AuditSummary> {
-    this.#isFinishing = true;
-    clearInterval(this.#timer);
-    this.#channel.destroy();
+    this.stop();
     await this.#reading;
     const written = await this.#writer.finish();
     const failure = this.#failure;

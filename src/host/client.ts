@@ -56,7 +56,7 @@ export type {
 export type { ShellInput, ShellIo } from './shell-client.ts';
 
 /** As an ES module import it would also load fetch and WebSocket, which cost every `ct run` 20 ms. */
-const { request: httpRequest } = process.getBuiltinModule('node:http');
+const { Agent, request: httpRequest } = process.getBuiltinModule('node:http');
 
 const START_TIMEOUT_MS = 20_000;
 const ANSWER_TIMEOUT_MS = 10_000;
@@ -101,6 +101,8 @@ export interface JobIo {
 }
 
 export interface HostClient {
+  /** What the daemon said of itself when it was reached. */
+  readonly greeting: HostInfo;
   info(): Promise<HostInfo>;
   /** Ends the daemon unless it runs jobs; false if it does. */
   shutdown(): Promise<boolean>;
@@ -138,7 +140,7 @@ export async function connectHost(options: {
 }): Promise<HostClient> {
   const socketPath = join(await socketDirectory(options.ctHome), 'host.sock');
   const client = new Client(socketPath);
-  const running = await client.info().catch(() => undefined);
+  const running = await client.reach();
   if (running?.build === buildId()) return client;
   if (running && !(await client.shutdown())) {
     throw new CtError(
@@ -153,7 +155,7 @@ export async function connectHost(options: {
   for (;;) {
     options.signal?.throwIfAborted();
     const failure = await startDaemon(options.ctHome, socketPath);
-    const info = await client.info().catch(() => undefined);
+    const info = await client.reach();
     if (info?.build === buildId()) return client;
     if (failure !== undefined || performance.now() > deadline) {
       throw new CtError(
@@ -171,8 +173,7 @@ export async function connectHost(options: {
 /** The daemon of `ctHome` if one runs; starts none. */
 export async function findHost(ctHome: string): Promise<HostClient | undefined> {
   const client = new Client(join(await socketDirectory(ctHome), 'host.sock'));
-  const info = await client.info().catch(() => undefined);
-  return info ? client : undefined;
+  return (await client.reach()) ? client : undefined;
 }
 
 function logPath(ctHome: string): string {
@@ -206,7 +207,7 @@ function daemonProgram(ctHome: string, socketPath: string): Program {
  */
 export async function becomeHost(ctHome: string): Promise<never> {
   const socketPath = join(await socketDirectory(ctHome), 'host.sock');
-  const running = await new Client(socketPath).info().catch(() => undefined);
+  const running = await new Client(socketPath).reach();
   if (running) {
     throw new CtError('USAGE', `a host daemon of ${ctHome} runs already (process ${running.pid})`, {
       hint: `let it end its jobs and leave: kill ${running.pid}`,
@@ -251,9 +252,23 @@ async function startDaemon(ctHome: string, socketPath: string): Promise<string |
 
 class Client implements HostClient {
   readonly #socketPath: string;
+  /** For each new connection the daemon has its launcher ask who is there: one after another they share one. */
+  readonly #agent = new Agent({ keepAlive: true });
+  #greeting: HostInfo | undefined;
 
   constructor(socketPath: string) {
     this.#socketPath = socketPath;
+  }
+
+  get greeting(): HostInfo {
+    if (!this.#greeting) throw new CtError('INTERNAL', 'the host daemon was not reached');
+    return this.#greeting;
+  }
+
+  /** Undefined if nobody answers. */
+  async reach(): Promise<HostInfo | undefined> {
+    this.#greeting = await this.info().catch(() => undefined);
+    return this.#greeting;
   }
 
   async info(): Promise<HostInfo> {
@@ -356,7 +371,7 @@ class Client implements HostClient {
       method,
       path,
       timeout: ANSWER_TIMEOUT_MS,
-      agent: false,
+      agent: this.#agent,
     });
     request.on('timeout', () => request.destroy(new Error('no answer in time')));
     request.on('error', (error) => reject(unreachable(error)));
@@ -380,7 +395,7 @@ class Client implements HostClient {
       socketPath: this.#socketPath,
       method: 'POST',
       path,
-      agent: false,
+      agent: this.#agent,
       headers: { connection: 'Upgrade', upgrade: protocol },
     });
     request.on('error', (error) => reject(unreachable(error)));

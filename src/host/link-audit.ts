@@ -99,10 +99,14 @@ export class LinkAudit {
   }
 
   /**
-   * Ends the record when its job has ended: waits at most `patienceMs` for what the guest has recorded and not sent. Undefined
-   * if there was none to be kept. Legal once.
+   * Ends the record when its job has ended: waits at most `patienceMs` for what the guest has recorded and not sent, and then
+   * calls `onGuestDone`. Undefined if there was none to be kept. Legal once.
    */
-  async end(session: GuestSession, patienceMs: number): Promise<AuditReport | undefined> {
+  async end(
+    session: GuestSession,
+    patienceMs: number,
+    onGuestDone: () => void,
+  ): Promise<AuditReport | undefined> {
     const beginning = this.#beginning;
     if (!beginning) return undefined;
     this.#isEnding = true;
@@ -120,6 +124,8 @@ export class LinkAudit {
         (position
           ? await recorder.reaches(position, patienceMs)
           : await recorder.heartbeats(HEARTBEATS_UNTIL_SENT, patienceMs));
+      recorder.stop();
+      onGuestDone();
       await this.#detections?.end(DETECTION_PATIENCE_MS);
       const summary = await recorder.finish();
       if (isWhole || summary.violation) return { kind: 'recorded', summary };

@@ -84,6 +84,8 @@ export type LinkSaid = Exclude<LinkReply, LinkDetect> | DetectMessage;
 export type LinkProgress =
   /** The audit record cannot be whole any more; once. */
   | { readonly type: 'audit-lost'; readonly loss: AuditLoss }
+  /** Nothing of the guest is needed any more: its VM may end while the record is written. */
+  | { readonly type: 'guest-done' }
   | { readonly type: 'state'; readonly state: LinkState }
   | {
       readonly type: 'step';
@@ -130,7 +132,7 @@ const STEP_STATES: readonly unknown[] = [
 export function parseLinkReply(message: unknown): LinkReply {
   if (isObject(message)) {
     const { type } = message;
-    if (type === 'ready' || type === 'probed' || type === 'alive') return { type };
+    if (type === 'ready' || type === 'probed' || type === 'alive' || type === 'guest-done') return { type };
     if (type === 'opened' && isObject(message['timings'])) {
       const timings: Record<string, number> = Object.create(null);
       for (const [key, value] of Object.entries(message['timings']).slice(0, 64)) {

@@ -128,7 +128,12 @@ async function handle(command: LinkCommand, socket: Socket | undefined): Promise
         ),
       );
       egress.control.close();
-      const report = await audit.end(current, isEnding ? CANCELLED_PATIENCE_MS : AUDIT_PATIENCE_MS);
+      const report = await audit.end(current, isEnding ? CANCELLED_PATIENCE_MS : AUDIT_PATIENCE_MS, () => {
+        isEnding = true;
+        current.close();
+        // Of a VM that has failed its end says why.
+        if (result.outcome !== 'infrastructure') reply({ type: 'guest-done' });
+      });
       current.close();
       if (journal.failure !== undefined) {
         const message = `the log of this run is not complete: ${journal.failure}`;

@@ -47,8 +47,14 @@ interface Waiting {
   readonly reject: (error: CtError) => void;
 }
 
-/** Begin and end of every step, the states, and that the audit record is lost. */
-const MAX_PROGRESS = 2 * MAX_STEPS + LINK_STATES.length + 1;
+/** Begin and end of every step, the states, that the audit record is lost, and that the guest is done. */
+const MAX_PROGRESS = 2 * MAX_STEPS + LINK_STATES.length + 2;
+const PROGRESS: ReadonlySet<string> = new Set<LinkProgress['type']>([
+  'audit-lost',
+  'guest-done',
+  'state',
+  'step',
+]);
 
 /** What each command is answered with, unless it fails. */
 const ANSWERS = {
@@ -266,7 +272,7 @@ export class Link {
       this.#missedHeartbeats = 0;
       return;
     }
-    if (reply.type === 'state' || reply.type === 'step' || reply.type === 'audit-lost') {
+    if (isProgress(reply)) {
       this.#progress(reply);
       return;
     }
@@ -351,6 +357,10 @@ export class Link {
     const detail = parts[1] === '' ? parts[0] : `${parts[0]}: ${parts[1]}`;
     return new CtError('LINK_DIED', `the link process of the VM ended${detail}`);
   }
+}
+
+function isProgress(reply: LinkReply): reply is LinkProgress {
+  return PROGRESS.has(reply.type);
 }
 
 /**

@@ -161,6 +161,8 @@ export class Machine {
     this.#link.onProgress = (progress) => {
       if (progress.type === 'state') run.enter(progress.state);
       else if (progress.type === 'audit-lost') void this.#recordLost(progress.loss, audit, terminate);
+      else if (progress.type === 'guest-done')
+        void this.#destroyVm().catch(() => {}); // awaited below
       else {
         gate.step = progress.state === 'running' ? progress.step : undefined;
         run.step(progress.step, progress);

@@ -99,6 +99,11 @@ export class Machines {
     return this.#pool?.size ?? 0;
   }
 
+  /** Whether a link process waits for the next claim that finds no warm VM. */
+  get hasSpareLink(): boolean {
+    return this.#spareLink?.running === true;
+  }
+
   /**
    * A clean VM of `shape`: a warm one if one waits, else restored from its template, which is made first if there is none
    * (`onPreparing`). A template that does not restore is thrown away and made again once.

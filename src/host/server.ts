@@ -33,6 +33,8 @@ export class HostServer {
   readonly http: Server;
   readonly #options: HostServerOptions;
   readonly #jobs = new Set<Promise<unknown>>();
+  /** Who is at the other end of a connection does not change: it is asked once. */
+  readonly #peers = new WeakMap<Socket, Promise<number>>();
 
   constructor(options: HostServerOptions) {
     this.#options = options;
@@ -57,7 +59,12 @@ export class HostServer {
   }
 
   #admit(socket: Socket): Promise<number> {
-    return admitPeer(socket, this.#options.ownUid ?? process.getuid?.() ?? 0);
+    let peer = this.#peers.get(socket);
+    if (!peer) {
+      peer = admitPeer(socket, this.#options.ownUid ?? process.getuid?.() ?? 0);
+      this.#peers.set(socket, peer);
+    }
+    return peer;
   }
 
   /** Resolves when no job is left. */

@@ -106,7 +106,7 @@ class Run {
     // git answers while the daemon is reached.
     const originFound = findOrigin(this.#root);
     const host = await connectHost({ ctHome, signal });
-    const capacity = await host.info();
+    const capacity = host.greeting;
     checkCapacity(this.#plan, capacity);
     const [images, origin] = await Promise.all([this.#resolveImages(ctHome, renderer, signal), originFound]);
 
