@@ -84,6 +84,7 @@ struct process_record {
 _Static_assert(sizeof(struct process_record) == CT_PROCESS_RECORD_BYTES, "src/protocol/audit.ts");
 
 #define CT_CUT 1
+#define CT_NOT_DENIED 2
 
 /* What follows in each kind; strings come behind. */
 struct fork_record {

@@ -41,6 +41,7 @@ struct qstr {
 struct dentry {
 	struct dentry *d_parent;
 	struct qstr d_name;
+	struct inode *d_inode;
 };
 
 struct vfsmount {
@@ -62,6 +63,11 @@ struct fs_struct {
 	struct path pwd;
 };
 
+struct mm_struct {
+	unsigned long arg_start;
+	unsigned long arg_end;
+};
+
 struct task_struct {
 	struct thread_info thread_info;
 	int pid;
@@ -73,16 +79,22 @@ struct task_struct {
 	struct signal_struct *signal;
 	struct css_set *cgroups;
 	struct fs_struct *fs;
+	struct mm_struct *mm;
 };
 
 struct super_block {
 	__u32 s_dev;
+	unsigned long s_magic;
 };
 
 struct inode {
 	__u16 i_mode;
+	unsigned int i_flags;
 	struct super_block *i_sb;
 	unsigned long i_ino;
+	unsigned int i_nlink;
+	long long i_size;
+	atomic_t i_writecount;
 	__u32 i_generation;
 };
 
@@ -98,6 +110,12 @@ struct linux_binprm {
 	struct file *file;
 	int argc;
 	unsigned long exec;
+	char buf[2];
+};
+
+struct vm_area_struct {
+	unsigned long vm_flags;
+	struct file *vm_file;
 };
 
 struct sock {

@@ -27,6 +27,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "code.h"
 #include "console.h"
 #include "files.h"
 #include "protocol.h"
@@ -627,7 +628,7 @@ static void output_ready(struct source *source, uint32_t events)
 		output->hung_up = true;
 }
 
-static _Noreturn void builtin_main(struct exec *exec, struct spawn *spawn)
+static _Noreturn void builtin_main(struct exec *exec, struct spawn *spawn, bool asks_for_code)
 {
 	long result = child_prepare(spawn);
 	if (result < 0) {
@@ -641,7 +642,7 @@ static _Noreturn void builtin_main(struct exec *exec, struct spawn *spawn)
 	umask(0);
 	char **arguments = spawn->arguments;
 	if (exec->builtin == BUILTIN_TREE_IN)
-		_exit(tree_in(0, 2, arguments[0]));
+		_exit(tree_in(0, 2, arguments[0], asks_for_code));
 	_exit(tree_out(1, 2, arguments[0], arguments + 1, exec->argument_count - 1));
 }
 
@@ -653,9 +654,10 @@ static pid_t spawn_process(struct exec *exec)
 		arguments.cgroup = (uint64_t)options->cgroup_fd;
 	}
 	if (exec->builtin != BUILTIN_NONE) {
+		bool asks_for_code = code_has_digests(); /* The child cannot tell: it does not inherit what says so. */
 		long result = raw(SYS_clone3, (long)&arguments, sizeof arguments, 0, 0);
 		if (result == 0)
-			builtin_main(exec, exec->spawn);
+			builtin_main(exec, exec->spawn, asks_for_code);
 		return (pid_t)result;
 	}
 	exec->stack = aligned_alloc(16, CHILD_STACK_BYTES);

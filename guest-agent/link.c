@@ -14,6 +14,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "code.h"
 #include "console.h"
 #include "exec.h"
 #include "files.h"
@@ -39,13 +40,26 @@
 /* Room that makes it worth waking a reader. */
 #define OUTPUT_LOW (OUTPUT_BYTES / 2)
 
+/* How long the job's processes may take to die: at the end of the VM, and between two phases, when they have to. */
+#define SHUTDOWN_LIMIT_US 2000000
+#define PHASE_LIMIT_US 10000000
+
 /* How long the answer to a shutdown may take to leave the port. */
 #define LAST_WORDS_MS 500
 
 /* A line for each of 256 CPUs. */
 #define AUDIT_TEXT_BYTES 8192
 
-enum request { REQUEST_UNKNOWN, REQUEST_IDENTITY, REQUEST_EXEC, REQUEST_STATS, REQUEST_AUDIT, REQUEST_SHUTDOWN };
+enum request {
+	REQUEST_UNKNOWN,
+	REQUEST_IDENTITY,
+	REQUEST_CODE,
+	REQUEST_PHASE,
+	REQUEST_EXEC,
+	REQUEST_STATS,
+	REQUEST_AUDIT,
+	REQUEST_SHUTDOWN,
+};
 
 struct stream {
 	int32_t id;
@@ -55,6 +69,9 @@ struct stream {
 	struct record_decoder records;
 	struct exec *exec;
 	struct identity_request *identity;
+	struct code_request *code;
+	uint8_t phase; /* The first byte of the body, and how many there were. */
+	size_t phase_bytes;
 	bool responded;
 	bool finished; /* Nothing will be added to the output. */
 	bool deferred; /* nghttp2 waits for nghttp2_session_resume_data. */
@@ -70,6 +87,10 @@ static struct port port;
 static uint8_t inbox[INBOX_BYTES];
 static nghttp2_session *session;
 static bool identified;
+/* Something of the job has been started. */
+static bool executed;
+/* Code is judged. */
+static bool coded;
 /* The answer to this stream is the last thing the guest says. */
 static int32_t last_stream;
 static bool last_stream_closed;
@@ -238,6 +259,8 @@ static enum request classify(const struct stream *stream)
 		enum request request;
 	} known[] = {
 		{ "PUT", CT_GUEST_PATH_IDENTITY, REQUEST_IDENTITY },
+		{ "PUT", CT_GUEST_PATH_CODE, REQUEST_CODE },
+		{ "PUT", CT_GUEST_PATH_PHASE, REQUEST_PHASE },
 		{ "POST", CT_GUEST_PATH_EXEC, REQUEST_EXEC },
 		{ "GET", CT_GUEST_PATH_STATS, REQUEST_STATS },
 		{ "GET", CT_GUEST_PATH_AUDIT, REQUEST_AUDIT },
@@ -274,10 +297,22 @@ static void begin_request(struct stream *stream)
 			reject(stream, "409", "this guest has no identity yet");
 			return;
 		}
+		if (request == REQUEST_CODE && (coded || executed)) {
+			reject(stream, "409", "it is too late to say which code may run");
+			return;
+		}
+		if (request == REQUEST_PHASE && !coded) {
+			reject(stream, "409", "without a word about code there are no phases");
+			return;
+		}
+		if (request == REQUEST_CODE)
+			stream->code = calloc(1, sizeof *stream->code);
 		if (request == REQUEST_EXEC)
 			stream->exec = exec_new(stream);
+		executed = executed || request == REQUEST_EXEC;
 	}
-	if ((request == REQUEST_IDENTITY && !stream->identity) || (request == REQUEST_EXEC && !stream->exec)) {
+	if ((request == REQUEST_IDENTITY && !stream->identity) || (request == REQUEST_CODE && !stream->code) ||
+	    (request == REQUEST_EXEC && !stream->exec)) {
 		reject(stream, "500", "no memory");
 		return;
 	}
@@ -298,6 +333,8 @@ static int on_record(void *context, uint8_t type, const uint8_t *payload, size_t
 		input->reason = "malformed identity record";
 		return identity_record(input->stream->identity, type, payload, length);
 	}
+	if (input->stream->request == REQUEST_CODE)
+		return code_record(input->stream->code, type, payload, length, &input->reason);
 	int held = exec_input(input->stream->exec, type, payload, length, first, &input->reason);
 	if (held > 0)
 		input->held += (size_t)held;
@@ -313,7 +350,12 @@ static int on_data_chunk(nghttp2_session *unused, uint8_t flags, int32_t id, con
 	struct stream *stream = nghttp2_session_get_stream_user_data(session, id);
 	struct input input = { .stream = stream, .reason = "malformed record" };
 	nghttp2_session_consume_connection(session, length);
-	if (stream && (stream->request == REQUEST_IDENTITY || stream->request == REQUEST_EXEC) &&
+	if (stream && stream->request == REQUEST_PHASE && length > 0) {
+		stream->phase = data[0];
+		stream->phase_bytes += length;
+	}
+	if (stream &&
+	    (stream->request == REQUEST_IDENTITY || stream->request == REQUEST_CODE || stream->request == REQUEST_EXEC) &&
 	    !stream->records.broken) {
 		if (record_decoder_push(&stream->records, data, length, on_record, &input) < 0)
 			reject(stream, "400", input.reason);
@@ -346,18 +388,57 @@ static void apply_identity(struct stream *stream)
 	respond_text(stream, "200", text);
 }
 
-/* Everything the job runs is gone when this returns, or two seconds have passed. */
-static void stop_job(void)
+/* Returns whether everything the job runs is gone, which it may take so long. */
+static bool stop_job(uint64_t limit_us)
 {
-	uint64_t deadline = now_us() + 2000000;
+	uint64_t deadline = now_us() + limit_us;
 	exec_kill_all();
-	while (options->cgroup_fd >= 0 && now_us() < deadline) {
+	if (options->cgroup_fd < 0)
+		return false;
+	for (;;) {
 		char text[64];
 		exec_reap();
-		if (file_read_at(options->cgroup_fd, "cgroup.events", text, sizeof text) < 0 || strstr(text, "populated 0"))
-			return;
+		if (file_read_at(options->cgroup_fd, "cgroup.events", text, sizeof text) < 0)
+			return false;
+		if (strstr(text, "populated 0"))
+			return true;
+		if (now_us() >= deadline)
+			return false;
 		usleep(1000);
 	}
+}
+
+static void apply_code(struct stream *stream)
+{
+	char text[512];
+	if (stream->records.broken)
+		return;
+	if (coded || executed) {
+		/* Another request was faster. */
+		reject(stream, "409", "it is too late to say which code may run");
+		return;
+	}
+	if (record_decoder_pending(&stream->records) || !code_complete(stream->code)) {
+		reject(stream, "400", "incomplete word about code");
+		return;
+	}
+	coded = code_apply(stream->code, options->cgroup_fd, text, sizeof text) == 0;
+	respond_text(stream, coded ? "200" : "500", text);
+}
+
+static void apply_phase(struct stream *stream)
+{
+	if (stream->phase_bytes != 1 || stream->phase < CT_PHASE_STAGE || stream->phase > CT_PHASE_BUILD) {
+		reject(stream, "400", "not a phase");
+		return;
+	}
+	/* What a process holds open for writing must not get into the next phase. */
+	if (!stop_job(PHASE_LIMIT_US)) {
+		reject(stream, "500", "there are processes of the job that do not end");
+		return;
+	}
+	code_set_phase(stream->phase);
+	respond_text(stream, "200", "");
 }
 
 static void end_request(struct stream *stream)
@@ -366,6 +447,12 @@ static void end_request(struct stream *stream)
 	switch (stream->request) {
 	case REQUEST_IDENTITY:
 		apply_identity(stream);
+		return;
+	case REQUEST_CODE:
+		apply_code(stream);
+		return;
+	case REQUEST_PHASE:
+		apply_phase(stream);
 		return;
 	case REQUEST_EXEC:
 		if (!stream->records.broken && exec_input_end(stream->exec) < 0)
@@ -381,7 +468,7 @@ static void end_request(struct stream *stream)
 		return;
 	case REQUEST_SHUTDOWN:
 		last_stream = stream->id;
-		stop_job();
+		stop_job(SHUTDOWN_LIMIT_US);
 		volume_close();
 		respond_text(stream, "200", "");
 		return;
@@ -454,6 +541,7 @@ static int on_stream_close(nghttp2_session *unused, int32_t id, uint32_t error, 
 		explicit_bzero(stream->identity, sizeof *stream->identity);
 		free(stream->identity);
 	}
+	free(stream->code);
 	record_decoder_free(&stream->records);
 	free(stream->output);
 	free(stream);

@@ -13,19 +13,22 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include "code.h"
 #include "console.h"
 #include "programs.h"
 
 /* The object file that bpf/Makefile makes. */
 INCLUDE_OBJECT(audit_object, AUDIT_OBJECT);
 
-/* The LRU map of files that were told, and the programs. */
+/* The LRU map of files that were told, what is said about code, and the programs. */
 #define OTHER_BYTES (2 * 1024 * 1024)
 #define DOORBELL_BYTES 4096
 
 static const struct audit_ring *rings;
 static const struct audit_tally *tally;
 static int flush_fd = -1;
+static struct code_settings *code;
+static int code_fd;
 
 static unsigned cpus(void)
 {
@@ -37,7 +40,7 @@ static unsigned cpus(void)
 
 uint64_t tracing_memory_bytes(void)
 {
-	return cpus() * sizeof(struct audit_ring) + AUDIT_EVENTS_BYTES + OTHER_BYTES;
+	return cpus() * sizeof(struct audit_ring) + AUDIT_EVENTS_BYTES + CODE_LABEL_BUCKETS_BYTES + OTHER_BYTES;
 }
 
 static void *map_pages(int fd, size_t bytes, int protection, size_t offset)
@@ -120,8 +123,11 @@ void tracing_start(int job_fd, int root_fd, uint64_t root_device, int switch_fd,
 	helper->flush_fd = flush_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
 	if (flush_fd < 0)
 		fatal("cannot make an eventfd: %s", strerror(errno));
-	if (bpf_map_freeze(programs_map(object, "told")) < 0)
-		fatal("cannot freeze the BPF maps: %s", strerror(errno));
+	code_fd = programs_map(object, "code");
+	static const char *const programs_own[] = { "told", "labels", "interpreting" };
+	for (size_t index = 0; index < sizeof programs_own / sizeof programs_own[0]; index++)
+		if (bpf_map_freeze(programs_map(object, programs_own[index])) < 0)
+			fatal("cannot freeze the BPF maps: %s", strerror(errno));
 
 	struct bpf_program *guard = programs_find(object, "audit_bpf");
 	bpf_object__for_each_program(program, object) if (program != guard) attach(program, root_fd);
@@ -145,6 +151,15 @@ void tracing_forget(const struct audit_options *helper)
 	munmap(helper->reader, sizeof(struct audit_reader));
 	unmap_queue(&helper->events);
 	unmap_queue(&helper->doorbell);
+	size_t page = (size_t)getpagesize(), bytes = (sizeof *code + page - 1) / page * page;
+	code = map_pages(code_fd, bytes, PROT_READ | PROT_WRITE, 0);
+	if (madvise(code, bytes, MADV_DONTFORK) < 0)
+		fatal("cannot keep what is said about code: %s", strerror(errno));
+}
+
+struct code_settings *tracing_code(void)
+{
+	return code;
 }
 
 void tracing_position(char *text, size_t size)

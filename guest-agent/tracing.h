@@ -17,8 +17,11 @@ uint64_t tracing_memory_bytes(void);
  */
 void tracing_start(int job_fd, int root_fd, uint64_t root_device, int switch_fd, struct audit_options *helper);
 
-/* Takes from PID 1 what only the helper writes. */
+/* Takes from PID 1 what only the helper writes, and gives it what the helper has no part in. */
 void tracing_forget(const struct audit_options *helper);
+
+/* What PID 1 tells the programs about code. Not inherited by what it forks. */
+struct code_settings *tracing_code(void);
 
 /* The text of GET /v1/audit. Whoever asks waits until that much has come, so the helper is told to send it. */
 void tracing_position(char *text, size_t size);

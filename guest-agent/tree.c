@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -102,6 +103,7 @@ struct finished_directory {
 struct receiver {
 	struct reader in;
 	int top;
+	bool asks_for_code;
 	/* The directory of the last entry: most entries share it with the one before. */
 	int directory;
 	char directory_name[CT_MAX_PATH_BYTES + 1];
@@ -199,6 +201,17 @@ static bool write_all(int fd, const uint8_t *data, size_t length)
 	return true;
 }
 
+/* Whatever comes of it: a file that is not signed is one that is not signed. */
+static void ask_for_code(int directory, const char *base)
+{
+	int fd = openat(directory, base, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+	void *page = fd < 0 ? MAP_FAILED : mmap(NULL, 1, PROT_READ | PROT_EXEC, MAP_PRIVATE, fd, 0);
+	if (page != MAP_FAILED)
+		munmap(page, 1);
+	if (fd >= 0)
+		close(fd);
+}
+
 static bool receive_file(struct receiver *receiver, const struct entry *entry)
 {
 	const int flags = O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC;
@@ -231,6 +244,8 @@ static bool receive_file(struct receiver *receiver, const struct entry *entry)
 		say("%s: %s", entry->name, strerror(errno));
 	if (fd >= 0)
 		close(fd);
+	if (good && receiver->asks_for_code && entry->size > 0)
+		ask_for_code(receiver->directory, base);
 	return good;
 }
 
@@ -342,10 +357,10 @@ bad:
 	return false;
 }
 
-int tree_in(int input_fd, int error_fd, const char *directory)
+int tree_in(int input_fd, int error_fd, const char *directory, bool asks_for_code)
 {
 	messages_fd = error_fd;
-	struct receiver receiver = { .in = { .fd = input_fd }, .directory = -1 };
+	struct receiver receiver = { .in = { .fd = input_fd }, .asks_for_code = asks_for_code, .directory = -1 };
 	receiver.in.buffer = malloc(BUFFER_BYTES);
 	receiver.top = open_top(directory);
 	bool good = receiver.in.buffer && receiver.top >= 0 && receive(&receiver);

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "code.h"
 #include "console.h"
 #include "identity.h"
 #include "volume.h"
@@ -33,6 +34,23 @@ int identity_apply(struct identity_request *request, const struct job_user *user
 	explicit_bzero(request->entropy, sizeof request->entropy);
 	snprintf(text, text_size, "hostname=%s\nvolume=%s\n", request->hostname, request->volume);
 	return strcmp(request->hostname, "broken") == 0 ? -1 : 0;
+}
+
+int code_apply(struct code_request *request, int job_fd, char *text, size_t text_size)
+{
+	(void)job_fd;
+	snprintf(text, text_size, "interpreters=%u\n", request->settings.interpreter_count);
+	return 0;
+}
+
+void code_set_phase(uint8_t phase)
+{
+	(void)phase;
+}
+
+bool code_has_digests(void)
+{
+	return false;
 }
 
 void volume_close(void)

@@ -275,7 +275,7 @@ static struct result run(const char *directory, char **patterns, size_t count, c
 		close(in[1]);
 		close(out[0]);
 		umask(0);
-		int status = input ? tree_in(in[0], errors, directory) :
+		int status = input ? tree_in(in[0], errors, directory, false) :
 				     tree_out(out[1], errors, directory, patterns, count);
 		_exit(status);
 	}

@@ -56,7 +56,7 @@ test('every kind of process record becomes an event with what it says', () => {
     ],
     [
       encodeProcess(head(ProcessRecord.denied), deniedBody('library', '/tmp/x.so', digest)),
-      { kind: 'denied', what: 'library', path: '/tmp/x.so', device: 0, digest },
+      { kind: 'denied', what: 'library', blocked: true, path: '/tmp/x.so', device: 0, digest },
     ],
     [
       encodeProcess(head(ProcessRecord.file), fileBody('setuid', '/tmp/s', 0o4755)),

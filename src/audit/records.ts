@@ -97,10 +97,12 @@ export interface ConnectEvent extends ByProcess {
 export type DeniedName = keyof typeof DeniedWhat;
 export type FileName = keyof typeof FileWhat;
 
-/** Something that the guest's kernel refused by our rules. */
+/** Something that our rules do not allow: the guest's kernel refused it, or let it be and told. */
 export interface DeniedEvent extends ByProcess {
   readonly kind: 'denied';
   readonly what: DeniedName;
+  /** It was stopped; else it was only said. */
+  readonly blocked: boolean;
   readonly path: string;
   readonly device: number;
   readonly digest?: string;
@@ -259,6 +261,7 @@ function decodeProcess(record: Buffer, sequence: number): ProcessEvent {
         kind: 'denied',
         ...by,
         what: nameOf(DENIED_NAMES, body.readUInt8(0)),
+        blocked: (record.readUInt8(3) & 2) === 0,
         path: path.toString(),
         device: body.readUInt32LE(4),
         ...digestOf(body.subarray(8, 40)),

@@ -11,13 +11,19 @@ import { printable } from '../core/bounded-tail.ts';
 import { withDeadline } from '../core/deadline.ts';
 import { drained } from '../core/drained.ts';
 import { CtError, messageOf } from '../core/errors.ts';
+import type { CodePhase, CodeSettings, Interpreter } from '../protocol/code.ts';
 import {
+  CodeMode,
+  CodeRecord,
+  CodeTrust,
   ExecFlag,
   ExecInput,
   ExecOutput,
   ExitFlag,
   GuestPath,
   IdentityRecord,
+  InterpreterFlag,
+  Phase,
 } from '../protocol/guest-link.ts';
 import { MAX_RECORD_BYTES } from '../protocol/limits.ts';
 import { encodeChunked, encodeRecord, RecordDecoder } from '../protocol/records.ts';
@@ -33,7 +39,7 @@ const MAX_TEXT_BYTES = 8192;
 /** A liveness ping that takes longer means that the guest agent is gone; an emulated, overloaded guest needs seconds. */
 const PING_TIMEOUT_MS = 30_000;
 const PING_INTERVAL_MS = 10_000;
-const STATS_TIMEOUT_MS = 30_000;
+const CALL_TIMEOUT_MS = 30_000;
 /** A stream fails a moment before its session says why. */
 const LOSS_GRACE_MS = 500;
 /** Output is handed on in pieces of at most this, however small or many the records are in which it came. */
@@ -160,11 +166,7 @@ export class GuestSession {
 
   /** Resource use as the guest agent sees it; the figures are the guest's own claims. */
   async stats(): Promise<Readonly<Record<string, number>>> {
-    const text = await withDeadline(
-      this.#call('GET', GuestPath.stats),
-      STATS_TIMEOUT_MS,
-      () => new CtError('GUEST_UNRESPONSIVE', `the guest gave no figures within ${STATS_TIMEOUT_MS} ms`),
-    );
+    const text = await this.#callInTime('GET', GuestPath.stats);
     return parseKeyValues(text);
   }
 
@@ -183,6 +185,22 @@ export class GuestSession {
     } catch {
       return undefined;
     }
+  }
+
+  /**
+   * From here on the guest judges what runs, and the phase is `stage`. Legal once, before the first `exec`. Throws GUEST_REFUSED,
+   * or what `lost` rejects with.
+   */
+  async setCode(settings: CodeSettings): Promise<void> {
+    await this.#callInTime('PUT', GuestPath.code, encodeCode(settings));
+  }
+
+  /**
+   * Ends every process of the job, and begins another phase. Legal after {@link setCode}. Throws GUEST_REFUSED if there is one
+   * that does not end, which must be the end of the run.
+   */
+  async setPhase(phase: CodePhase): Promise<void> {
+    await this.#callInTime('PUT', GuestPath.phase, Buffer.of(Phase[phase]));
   }
 
   /** Runs one process to its end. Throws GUEST_PROTOCOL, GUEST_REFUSED, or what `lost` rejects with. */
@@ -231,6 +249,14 @@ export class GuestSession {
     // Reported through the session or through the reader of the stream.
     stream.on('error', () => {});
     return stream;
+  }
+
+  #callInTime(method: string, path: string, body?: Buffer): Promise<string> {
+    return withDeadline(
+      this.#call(method, path, body),
+      CALL_TIMEOUT_MS,
+      () => new CtError('GUEST_UNRESPONSIVE', `the guest did not answer ${path} within ${CALL_TIMEOUT_MS} ms`),
+    );
   }
 
   async #call(method: string, path: string, body?: Buffer): Promise<string> {
@@ -362,6 +388,28 @@ function parseResult(type: number, payload: Buffer): ExecResult {
   return kind === 0
     ? { kind: 'exited', code: value, oomKilled }
     : { kind: 'signalled', signal: value, oomKilled };
+}
+
+function encodeCode(settings: CodeSettings): Buffer {
+  const trust = (settings.trust.source ? CodeTrust.source : 0) | (settings.trust.built ? CodeTrust.built : 0);
+  const digests = [...new Set(settings.digests)].sort();
+  return Buffer.concat([
+    encodeRecord(CodeRecord.mode, Uint8Array.of(CodeMode[settings.mode])),
+    encodeRecord(CodeRecord.trust, Uint8Array.of(trust)),
+    ...encodeChunked(CodeRecord.digests, Buffer.from(digests.join(''), 'hex')),
+    ...settings.interpreters.map((interpreter) =>
+      encodeRecord(CodeRecord.interpreter, encodeInterpreter(interpreter)),
+    ),
+  ]);
+}
+
+function encodeInterpreter(interpreter: Interpreter): Buffer {
+  const { path, endings, options, inlineForbidden, everyArgument } = interpreter;
+  const flags =
+    (inlineForbidden ? InterpreterFlag.inlineForbidden : 0) |
+    (everyArgument ? InterpreterFlag.everyArgument : 0);
+  const strings = [path, ...endings, ...options].map((text) => `${text}\0`);
+  return Buffer.concat([Uint8Array.of(flags), Buffer.from(strings.join(''))]);
 }
 
 function encodeExecSetup(request: ExecRequest): Buffer {

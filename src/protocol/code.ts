@@ -11,7 +11,7 @@ export type CodeOrigin = (typeof CODE_ORIGINS)[number];
 export interface Interpreter {
   /** In the image; one that is not there is left out. */
   readonly path: string;
-  /** Ends of names of files that it runs, wherever it opens them: `.py`. */
+  /** Ends of names of files that it runs, wherever it opens them: `.py`. MAX_INTERPRETER_NAMES at most, as of options. */
   readonly endings: readonly string[];
   /** Options that are followed by code: `-c`. */
   readonly options: readonly string[];

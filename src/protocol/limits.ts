@@ -44,3 +44,6 @@ export const MAX_SIGNED_DIGESTS = 4096;
 /** Interpreters whose input is judged, and one of them with its endings and options. */
 export const MAX_INTERPRETERS = 32;
 export const MAX_INTERPRETER_BYTES = 512;
+/** Its endings, and its options; each of them. What is compared in the guest's kernel has to have a bound. */
+export const MAX_INTERPRETER_NAMES = 16;
+export const MAX_INTERPRETER_NAME_BYTES = 16;

@@ -43,7 +43,7 @@ test('bpf/audit.h and src/protocol/audit.ts say the same', () => {
     c[name as string] = value?.startsWith('"') ? JSON.parse(value) : Number(value);
   }
   const snake = (name: string): string => name.replaceAll(/[A-Z]/g, (letter) => `_${letter}`).toUpperCase();
-  const ts: Record<string, number | string> = { CT_CUT: 1 };
+  const ts: Record<string, number | string> = { CT_CUT: 1, CT_NOT_DENIED: 2 };
   for (const [name, value] of Object.entries(protocol)) {
     if (Array.isArray(value)) continue;
     if (typeof value !== 'object') ts[`CT_${name}`] = value;
