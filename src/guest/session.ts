@@ -255,7 +255,8 @@ export class GuestSession {
     return withDeadline(
       this.#call(method, path, body),
       CALL_TIMEOUT_MS,
-      () => new CtError('GUEST_UNRESPONSIVE', `the guest did not answer ${path} within ${CALL_TIMEOUT_MS} ms`),
+      () =>
+        new CtError('GUEST_UNRESPONSIVE', `the guest did not answer ${path} within ${CALL_TIMEOUT_MS} ms`),
     );
   }
 

@@ -5,6 +5,8 @@ import { test } from 'node:test';
 import * as guestLink from '../../src/protocol/guest-link.ts';
 import {
   MAX_INTERPRETER_BYTES,
+  MAX_INTERPRETER_NAME_BYTES,
+  MAX_INTERPRETER_NAMES,
   MAX_INTERPRETERS,
   MAX_PATH_BYTES,
   MAX_RECORD_BYTES,
@@ -53,6 +55,8 @@ function tsDefines(): Map<string, number | string> {
   defines.set('CT_MAX_SIGNED_DIGESTS', MAX_SIGNED_DIGESTS);
   defines.set('CT_MAX_INTERPRETERS', MAX_INTERPRETERS);
   defines.set('CT_MAX_INTERPRETER_BYTES', MAX_INTERPRETER_BYTES);
+  defines.set('CT_MAX_INTERPRETER_NAMES', MAX_INTERPRETER_NAMES);
+  defines.set('CT_MAX_INTERPRETER_NAME_BYTES', MAX_INTERPRETER_NAME_BYTES);
   return defines;
 }
 
