@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { chmodSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
@@ -94,6 +94,39 @@ test('every job gets the secrets it names and no others, from each kind of sourc
     ),
   );
   assert.deepEqual(valuesOf(other)[1], { TOKEN: 'from-command-\n', KEY: 'from-file\n' });
+});
+
+test('a token that was made for the run is revoked when it has ended, once, with the token on stdin', async () => {
+  const seen = join(directory, 'revoked');
+  const env = config(
+    'brokered',
+    `secrets:\n  TOKEN: {command: [echo, issued-token], revoke: [sh, -c, 'cat >> "$0"; echo . >> "$0"', ${seen}]}\n`,
+  );
+  const plan = planCommand({ argv: ['x'], secrets: ['TOKEN'] });
+  const secrets = await resolved({}, env, plan);
+  assert.deepEqual(valuesOf(secrets, plan), [{ TOKEN: 'issued-token\n' }]);
+  assert.ok(!existsSync(seen));
+  assert.deepEqual(await secrets.revoke(), []);
+  assert.deepEqual(await secrets.revoke(), []);
+  assert.equal(readFileSync(seen, 'utf8'), 'issued-token.\n');
+});
+
+test('a token is revoked also when another secret has no source', async () => {
+  const seen = join(directory, 'revoked-at-once');
+  const env = config('half', `secrets:\n  TOKEN: {command: [echo, issued], revoke: [tee, ${seen}]}\n`);
+  await assert.rejects(resolved({}, env), { code: 'SECRET_MISSING' });
+  assert.equal(readFileSync(seen, 'utf8'), 'issued');
+});
+
+test('a token that could not be revoked is named', async () => {
+  const env = config(
+    'stubborn',
+    'secrets: {TOKEN: {command: [echo, issued], revoke: [sh, -c, "echo no broker >&2; exit 4"]}}',
+  );
+  const secrets = await resolved({}, env, planCommand({ argv: ['x'], secrets: ['TOKEN'] }));
+  const [sentence = ''] = await secrets.revoke();
+  assert.match(sentence, /`TOKEN` was not revoked and may still be valid: .*no broker/s);
+  assert.ok(!sentence.includes('issued'));
 });
 
 test('the command form is given what -s and --secret-file name', async () => {

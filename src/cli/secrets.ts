@@ -5,7 +5,7 @@ import { CtError, messageOf } from '../core/errors.ts';
 import { runProgram } from '../core/run-program.ts';
 import { type Problem, problemsError, type SourceSpan } from '../core/source-text.ts';
 import { type Plan, type PlannedJob, secretNames } from '../job/plan.ts';
-import { SecretValues } from '../job/secret-values.ts';
+import { SecretValues, withoutFinalNewline } from '../job/secret-values.ts';
 import { MAX_SECRET_BYTES } from '../protocol/limits.ts';
 import type { SecretOptions } from './run-options.ts';
 import { parseSecretsFile } from './secrets-file.ts';
@@ -18,12 +18,48 @@ const MAX_FILE_BYTES = 1024 * 1024;
 
 type Environment = Readonly<Record<string, string | undefined>>;
 
+/** A command that ends the life of a value. */
+interface Revocation {
+  readonly name: string;
+  readonly command: readonly string[];
+}
+
 /** Every secret once, however many jobs name it; a job is sent only those that it names. */
 export class ResolvedSecrets implements Disposable {
-  readonly #values: ReadonlyMap<string, Buffer>;
+  readonly #values: Map<string, Buffer>;
+  readonly #env: Environment;
+  #revocations: Revocation[] = [];
 
-  constructor(values: ReadonlyMap<string, Buffer>) {
+  constructor(values: Map<string, Buffer>, env: Environment = {}) {
     this.#values = values;
+    this.#env = env;
+  }
+
+  /** A value that was made for this run: {@link revoke} ends it with `command`. */
+  addBrokered(name: string, value: Buffer, command: readonly string[]): void {
+    this.#values.set(name, value);
+    this.#revocations.push({ name, command });
+  }
+
+  /**
+   * Ends the life of the values that were made for this run, once. Returns a sentence for each that may live on. Legal before
+   * disposal.
+   */
+  async revoke(): Promise<readonly string[]> {
+    const revocations = this.#revocations;
+    this.#revocations = [];
+    const failures = await Promise.all(
+      revocations.map(async ({ name, command }) => {
+        try {
+          const input = withoutFinalNewline(this.#values.get(name) as Buffer);
+          await runCommand(name, command, this.#env, input);
+          return undefined;
+        } catch (error) {
+          return `the secret \`${name}\` was not revoked and may still be valid: ${messageOf(error)}`;
+        }
+      }),
+    );
+    return failures.filter((failure) => failure !== undefined);
   }
 
   /** Copies, which the receiver wipes; undefined if the job names none. Throws SECRET_UNUSABLE. */
@@ -59,7 +95,27 @@ export async function resolveSecrets(
   const wanted = new Set(plan.jobs.flatMap((job) => secretNames(job)));
   requireUse(options, wanted);
   const values = new Map<string, Buffer>();
-  if (wanted.size === 0) return new ResolvedSecrets(values);
+  const resolved = new ResolvedSecrets(values, env);
+  if (wanted.size === 0) return resolved;
+  try {
+    await resolveEach(wanted, plan, options, env, values, resolved);
+    return resolved;
+  } catch (error) {
+    // Nobody will have them.
+    await resolved.revoke();
+    resolved[Symbol.dispose]();
+    throw error;
+  }
+}
+
+async function resolveEach(
+  wanted: ReadonlySet<string>,
+  plan: Plan,
+  options: SecretOptions,
+  env: Environment,
+  values: Map<string, Buffer>,
+  resolved: ResolvedSecrets,
+): Promise<void> {
   const several = await readSeveral(options.from);
   const configPath = userConfigPath(env);
   const commands = readUserConfig(configPath).secrets ?? {};
@@ -67,17 +123,18 @@ export async function resolveSecrets(
   for (const name of wanted) {
     const path = options.files[name];
     const variable = options.names.includes(name) ? env[name] : undefined;
-    const command = Object.hasOwn(commands, name) ? commands[name]?.command : undefined;
+    const source = Object.hasOwn(commands, name) ? commands[name] : undefined;
     if (path !== undefined) values.set(name, await readSecret(name, path));
     else if (several.has(name)) values.set(name, Buffer.from(several.get(name) as string));
     else if (variable !== undefined) values.set(name, Buffer.from(variable));
-    else if (command !== undefined) values.set(name, await askCommand(name, command, env));
-    else missing.add(name);
+    else if (source !== undefined) {
+      const value = await runCommand(name, source.command, env);
+      if (source.revoke === undefined) values.set(name, value);
+      else resolved.addBrokered(name, value, source.revoke);
+    } else missing.add(name);
   }
   if (missing.size > 0) throw missingError(plan, missing, options, configPath);
-  const resolved = new ResolvedSecrets(values);
   for (const job of plan.jobs) resolved.for(job)?.[Symbol.dispose](); // are they usable?
-  return resolved;
 }
 
 /** What somebody takes the trouble to name on the command line, a job should get. */
@@ -166,7 +223,12 @@ async function readBounded(path: string, maxBytes: number): Promise<Buffer> {
   }
 }
 
-async function askCommand(name: string, command: readonly string[], env: Environment): Promise<Buffer> {
+async function runCommand(
+  name: string,
+  command: readonly string[],
+  env: Environment,
+  input?: Buffer,
+): Promise<Buffer> {
   const [file = '', ...args] = command;
   const timeout = AbortSignal.timeout(COMMAND_TIMEOUT_MS);
   try {
@@ -177,6 +239,7 @@ async function askCommand(name: string, command: readonly string[], env: Environ
       env: Object.fromEntries(
         Object.entries(env).filter((entry): entry is [string, string] => entry[1] !== undefined),
       ),
+      ...(input === undefined ? {} : { input }),
       maxOutputBytes: MAX_SECRET_BYTES,
       signal: timeout,
       failureCode: 'SECRET_SOURCE_FAILED',

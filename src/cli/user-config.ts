@@ -27,8 +27,12 @@ const configSchema = object(
             command: required(command, 'Prints the secret.', {
               advice: 'write `command: [PROGRAM, ARGUMENT]`',
             }),
+            revoke: optional(
+              command,
+              'Ends the life of what `command` has printed, which it reads from its stdin, when the run has ended.',
+            ),
           },
-          { expected: 'a mapping with `command`' },
+          { expected: 'a mapping with `command`, and `revoke` if there is one' },
         ),
         { max: 1000, expected: 'a mapping of names of secrets to what supplies them' },
       ),

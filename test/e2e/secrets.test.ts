@@ -341,6 +341,29 @@ test('a step that is given up takes its secrets along, and the next has its own'
   assert.doesNotMatch(outcome.stdout, /TOKEN/);
 });
 
+test('a token that was made for a run is revoked after it, also when it fails', {
+  timeout: 300_000,
+}, async () => {
+  const value = newValue();
+  const root = project(
+    'brokered',
+    '  build:\n    secrets: [TOKEN]\n    steps: [{run: \'test "${#TOKEN}" -gt 4 && exit 3\'}]\n',
+  );
+  const config = join(root, '.config');
+  const [issued, revoked] = [join(root, 'issued'), join(root, 'revoked')];
+  mkdirSync(join(config, 'ct'), { recursive: true, mode: 0o700 });
+  writeFileSync(issued, `${value}\n`);
+  writeFileSync(
+    join(config, 'ct/config.yml'),
+    `secrets: {TOKEN: {command: [cat, ${issued}], revoke: [tee, ${revoked}]}}\n`,
+    { mode: 0o600 },
+  );
+  const outcome = await runCt(['run'], { cwd: root, env: { ...env, XDG_CONFIG_HOME: config } });
+  assert.match(outcome.stderr, /exit code 3/);
+  assert.equal(readFileSync(revoked, 'utf8'), value);
+  assert.deepEqual(shown(everything(outcome), value), []);
+});
+
 test('a job without what it names does not start: SECRET_MISSING, 2', async () => {
   const root = project('missing', '  build:\n    secrets: [TOKEN]\n    steps: [{run: echo ran}]\n');
   const outcome = await runCt(['run'], { cwd: root, env });

@@ -37,7 +37,13 @@ export async function run(parsed: ParsedOptions, output: Output): Promise<number
   }
   // Before signals are handled here: Ctrl-C also ends a command that asks for a passphrase.
   using secrets = await findSecrets(plan, options);
-  return await new Run(options, plan, root, output, secrets).execute();
+  try {
+    return await new Run(options, plan, root, output, secrets).execute();
+  } finally {
+    // However the run has ended: what was made for it ends with it.
+    for (const failure of (await secrets?.revoke()) ?? [])
+      output.write('stderr', `ct: warning: ${failure}\n`);
+  }
 }
 
 async function makePlan(options: RunOptions): Promise<{ plan: Plan; root: string }> {
