@@ -19,12 +19,18 @@ import { type AuditSummary, parseAuditSummary } from './summary.ts';
 export const AUDIT_SEAL_TYPE = 'urn:ct:audit-seal:v1';
 export const SEAL_NAME = 'seal.json';
 const MAX_TEXT_LENGTH = 500;
+/** As many signers as a policy has. */
+const MAX_NAMES = 1000;
 
 /** What the host daemon knows about the run by itself. */
 export interface SealFacts {
   readonly run: string;
   /** `sha256:…` of the image it ran in. */
   readonly image: string;
+  /** Where that was made: `built` or `imported` on the host, or `elsewhere`; absent from seals of earlier versions. */
+  readonly imageMade?: string;
+  /** Whose signatures of it were verified, as policy calls them. */
+  readonly imageSigners?: readonly string[];
   /** Revision of the policy that admitted it. */
   readonly policy: string;
   readonly vmm: string;
@@ -140,9 +146,20 @@ function parseSeal(predicate: unknown): AuditSeal {
       throw new RangeError(`it has no ${name}`);
     return value;
   };
+  const names = (name: string): string[] => {
+    const value = seal[name];
+    const areNames =
+      Array.isArray(value) &&
+      value.length <= MAX_NAMES &&
+      value.every((item) => typeof item === 'string' && item.length <= MAX_TEXT_LENGTH);
+    if (!areNames) throw new RangeError(`${name} are no names`);
+    return value as string[];
+  };
   return {
     run: text('run'),
     image: text('image'),
+    ...(seal['imageMade'] === undefined ? {} : { imageMade: text('imageMade') }),
+    ...(seal['imageSigners'] === undefined ? {} : { imageSigners: names('imageSigners') }),
     policy: text('policy'),
     vmm: text('vmm'),
     accelerator: text('accelerator'),

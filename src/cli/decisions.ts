@@ -6,15 +6,18 @@ import {
   type AdmissionDecision,
   type Denial,
   type EgressDecision,
+  type ImageDecision,
   parseAdmissionDecision,
   parseEgressDecision,
+  parseImageDecision,
 } from '../policy/decision.ts';
-import type { AdmissionInput, EgressInput } from '../policy/input.ts';
+import type { AdmissionInput, EgressInput, ImageInput } from '../policy/input.ts';
 import type { Observation } from '../policy/learn.ts';
 
 export interface DecisionLogView {
   readonly egress: readonly EgressEntry[];
   readonly admission: readonly AdmissionEntry[];
+  readonly images: readonly ImageEntry[];
   /** Digests of the policies that decided: one, unless the policy changed meanwhile. */
   readonly revisions: readonly string[];
   /** The run used up its entries: what came later is not here. */
@@ -38,6 +41,11 @@ export interface AdmissionEntry extends Entry {
   readonly decision: AdmissionDecision;
 }
 
+export interface ImageEntry extends Entry {
+  readonly input: ImageInput;
+  readonly decision: ImageDecision;
+}
+
 /** One denial, or what mode `audit` only recorded. */
 export interface Refusal {
   readonly id: string;
@@ -55,6 +63,7 @@ export function readDecisions(lines: readonly unknown[]): DecisionLogView {
   const counts = new Map<string, number>();
   const egress: EgressEntry[] = [];
   const admission: AdmissionEntry[] = [];
+  const images: ImageEntry[] = [];
   const revisions = new Set<string>();
   let isFull = false;
   for (const line of lines) {
@@ -76,19 +85,23 @@ export function readDecisions(lines: readonly unknown[]): DecisionLogView {
     } else if (path === 'ct/admission/decision') {
       const decision = parseAdmissionDecision(result);
       if (decision) admission.push({ id, time, input: input as unknown as AdmissionInput, decision });
+    } else if (path === 'ct/image/decision') {
+      const decision = parseImageDecision(result);
+      if (decision) images.push({ id, time, input: input as unknown as ImageInput, decision });
     }
   }
   return {
     egress: egress.map((entry) => ({ ...entry, count: counts.get(entry.id) ?? 1 })),
     admission,
+    images,
     revisions: [...revisions],
     isFull,
   };
 }
 
 /** In the order in which they came. */
-export function refusalsOf({ egress, admission }: DecisionLogView): Refusal[] {
-  const refused = admission.flatMap(({ id, time, decision }) =>
+export function refusalsOf({ egress, admission, images }: DecisionLogView): Refusal[] {
+  const refused = [...admission, ...images].flatMap(({ id, time, decision }) =>
     decision.denials.map((denial): Refusal => ({ id, time, action: 'denied', count: 1, denial })),
   );
   const words = { allow: 'recorded', deny: 'denied', terminate: 'terminated' } as const;

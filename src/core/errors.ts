@@ -378,6 +378,28 @@ export const ERROR_CODES = {
     http: 403,
     when: 'an image has known vulnerabilities of the severity that was asked about, or a higher one',
   },
+  IMAGE_REVOKED: { kind: 'policy', http: 403, when: 'policy has revoked the image' },
+  IMAGE_OUTDATED: {
+    kind: 'policy',
+    http: 403,
+    when: 'an image was signed longer ago than policy allows, or nothing says when',
+  },
+  IMAGE_REPLAYED: {
+    kind: 'policy',
+    http: 403,
+    when: 'an image was signed before the oldest one of its name that policy still lets run',
+  },
+  IMAGE_BASE_DENIED: { kind: 'policy', http: 403, when: 'an image extends none that policy names' },
+  IMAGE_ATTESTATION_MISSING: {
+    kind: 'policy',
+    http: 403,
+    when: 'policy demands provenance or an SBOM of an image, signed by an accepted signer, and there is none',
+  },
+  IMAGE_SCAN_MISSING: {
+    kind: 'policy',
+    http: 403,
+    when: 'policy demands that an image was scanned for vulnerabilities, and it was not',
+  },
   IMAGE_IMPORT_REFUSED: {
     kind: 'untrusted-input',
     http: 422,

@@ -3,7 +3,14 @@ import type { ErrorReport } from '../core/errors.ts';
 import type { AdmissionDecision } from '../policy/decision.ts';
 import type { AuditMode } from '../protocol/audit.ts';
 import type { NetworkMode } from '../protocol/network.ts';
-import type { Accelerator, JobOutcome, ResolvedPreset, StepOutcome, VmSource } from '../protocol/run.ts';
+import type {
+  Accelerator,
+  ImageStanding,
+  JobOutcome,
+  ResolvedPreset,
+  StepOutcome,
+  VmSource,
+} from '../protocol/run.ts';
 import type { ControllerStatus } from '../vmm/cgroup.ts';
 import type { AuditLossReason } from './audit-messages.ts';
 import type { LinkIdentity } from './link-jail.ts';
@@ -130,6 +137,8 @@ export interface RunDetail extends RunInfo {
   readonly steps: readonly RunStep[];
   /** In the order in which they were opened; absent if there were none. */
   readonly shells?: readonly RunShell[];
+  /** What policy went by when it decided whether the image may boot; absent before that. */
+  readonly imageStanding?: ImageStanding;
   /** Absent until there was a VM. */
   readonly audit?: RunAuditInfo;
   /** How long it was in each state that it has left. */

@@ -16,6 +16,8 @@ import { ImageStore } from '../image/store.ts';
 import { CgroupTree } from '../vmm/cgroup.ts';
 import { Capacity, hostCapacity, VM_OVERHEAD_MIB } from './capacity.ts';
 import { Dialer } from './dialer.ts';
+import { ImageGate } from './image-gate.ts';
+import { ImageWatch } from './image-watch.ts';
 import { Link } from './link.ts';
 import { Machines } from './machines.ts';
 import { PolicyKeeper } from './policy.ts';
@@ -49,9 +51,10 @@ async function main(): Promise<void> {
   for (const { controller, reason } of cgroups.controllers) {
     if (reason !== undefined) process.stderr.write(`ct host: no ${controller} limits for VMs: ${reason}\n`);
   }
+  const images = new ImageStore(ctHome);
   const machines = new Machines({
     ctHome,
-    images: new ImageStore(ctHome),
+    images,
     scratchDirectory,
     linksDirectory,
     cgroups,
@@ -74,6 +77,15 @@ async function main(): Promise<void> {
     progress: complain,
     onLoad: (directory) =>
       alerts.configure(directory === undefined ? { webhooks: [] } : readAlertConfig(directory)),
+  });
+  const imageGate = new ImageGate({ ctHome, images });
+  const imageWatch = new ImageWatch({
+    ctHome,
+    gate: imageGate,
+    policy,
+    machines,
+    alerts,
+    onProblem: (error) => complain(messageOf(error)),
   });
   // Alerts that an earlier daemon left go on their way; what is wrong with the policy, the first job hears.
   void policy.current().catch((error) => complain(messageOf(error)));
@@ -99,6 +111,8 @@ async function main(): Promise<void> {
     policy,
     presets,
     alerts,
+    imageGate,
+    imageWatch,
     dialer: new Dialer(),
     onActivity: whenIdle,
     onShutdown: () => void leave(),
@@ -113,6 +127,7 @@ async function main(): Promise<void> {
     server.http.close();
     await server.drained();
     await sealing;
+    await imageWatch.close();
     runs.close();
     await alerts.close();
     await machines.close();

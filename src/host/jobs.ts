@@ -6,14 +6,15 @@ import { withDeadline } from '../core/deadline.ts';
 import { CtError, toCtError } from '../core/errors.ts';
 import { VERSION } from '../core/version.ts';
 import { resultOf } from '../job/outcome.ts';
-import type { AdmissionDecision, Decided, EgressDecision } from '../policy/decision.ts';
-import type { AdmissionInput, EgressInput, RunFacts } from '../policy/input.ts';
+import type { AdmissionDecision, Decided, EgressDecision, ImageDecision } from '../policy/decision.ts';
+import type { AdmissionInput, EgressInput, ImageInput, RunFacts } from '../policy/input.ts';
 import { decisionLogEntry } from '../policy/log-entry.ts';
 import { MAX_JSON_BYTES } from '../protocol/limits.ts';
 import { parseJobRequest } from '../protocol/parse-job-request.ts';
 import { encodeChunked, RecordDecoder } from '../protocol/records.ts';
 import {
   ClientRecord,
+  type ImageStanding,
   type JobRequest,
   type JobResult,
   type RunEvent,
@@ -26,6 +27,15 @@ import type { DecisionLog } from './decision-log.ts';
 import type { Dialer } from './dialer.ts';
 import { egressAlert } from './egress-alerts.ts';
 import { EgressGate, type EgressPeer } from './egress-gate.ts';
+import {
+  corruptAlert,
+  type ImageGate,
+  type ImageVerdict,
+  imageAlert,
+  imageRefusal,
+  standingOf,
+} from './image-gate.ts';
+import type { ImageWatch } from './image-watch.ts';
 import type { Claim, Machines } from './machines.ts';
 import type { CurrentPolicy } from './policy.ts';
 import { RunAudit } from './run-audit.ts';
@@ -43,6 +53,9 @@ export interface JobsOptions extends AdmissionOptions {
   readonly runs: Runs;
   readonly dialer: Dialer;
   readonly alerts: AlertSink;
+  readonly imageGate: Pick<ImageGate, 'judge'>;
+  /** Told what was let in, and looks whether it still would be. */
+  readonly imageWatch?: Pick<ImageWatch, 'admitted'>;
 }
 
 /** Serves one job; never rejects. Returns when nothing of its VM is left. */
@@ -62,6 +75,8 @@ export async function serveJob(socket: Socket, applicant: Applicant, options: Jo
     cleanup.defer(() => log.close());
     const admitted = await admit(connection, { run, request, log }, applicant, options);
     cleanup.use(admitted.policy.hold());
+    const watched = options.imageWatch?.admitted(run, admitted.facts, request.image);
+    if (watched) cleanup.use(watched);
     await runAdmitted(connection, admitted, options);
   } catch (error) {
     const result = resultOf(toCtError(error));
@@ -82,6 +97,7 @@ interface Admitted extends Candidate {
   readonly grant: Grant;
   /** What the client was told of it: the log of the run, which begins later, has it, too. */
   readonly told: readonly RunEvent[];
+  readonly standing: ImageStanding;
 }
 
 /** Throws what {@link consider} and {@link grantOf} throw, and whatever keeps the decision from being recorded. */
@@ -97,20 +113,50 @@ async function admit(
   const { policy, input, decided } = considered;
   record(log, input, decided);
   const grant = await grantOf(considered, options);
+  const facts = { ...input.run, id: run.id };
+  const verdict = await judgeImage({ run, request, log }, facts, policy, options);
+  const standing = standingOf(verdict);
   const presets = considered.presets.map(({ shown }) => shown);
   const told: RunEvent[] = [
-    { type: 'admitted', policy: policy.engine.revision, mode: grant.mode, presets },
-    ...grant.notices.map((message): RunEvent => ({ type: 'notice', level: 'info', message })),
+    { type: 'admitted', policy: policy.engine.revision, mode: grant.mode, presets, image: standing },
+    ...[...grant.notices, ...verdict.decided.decision.notices].map(
+      (message): RunEvent => ({ type: 'notice', level: 'info', message }),
+    ),
   ];
   for (const event of told) connection.event(event);
-  return { ...candidate, facts: { ...input.run, id: run.id }, policy, grant, told };
+  return { ...candidate, facts, policy, grant, told, standing };
+}
+
+/** Throws why the image may not boot; then an alert was filed. */
+async function judgeImage(
+  { run, request, log }: Candidate,
+  facts: RunFacts & { readonly id: string },
+  policy: CurrentPolicy,
+  { imageGate, alerts }: JobsOptions,
+): Promise<ImageVerdict> {
+  let verdict: ImageVerdict;
+  try {
+    verdict = await imageGate.judge(request.image, facts, policy);
+  } catch (error) {
+    if (error instanceof CtError && error.code === 'IMAGE_CORRUPT') {
+      alerts.file(corruptAlert(error, facts, log.path, new Date()));
+    }
+    throw error;
+  }
+  const id = record(log, verdict.input, verdict.decided);
+  run.image(standingOf(verdict));
+  const alert = imageAlert(verdict, facts, { file: log.path, id }, new Date());
+  if (alert) alerts.file(alert);
+  const refusal = imageRefusal(verdict);
+  if (refusal) throw refusal;
+  return verdict;
 }
 
 /** The id of the entry. */
 function record(
   log: DecisionLog,
-  input: AdmissionInput | EgressInput,
-  decided: Decided<AdmissionDecision | EgressDecision>,
+  input: AdmissionInput | EgressInput | ImageInput,
+  decided: Decided<AdmissionDecision | EgressDecision | ImageDecision>,
 ): string {
   const decisionId = randomUUID();
   log.add(decisionLogEntry({ decisionId, time: new Date(), labels: { version: VERSION } }, input, decided));
@@ -206,7 +252,7 @@ async function runAdmitted(
 
 /** Undefined if the run is not to be on record. */
 async function beginAudit(
-  { run, request, facts, policy, grant }: Admitted,
+  { run, request, facts, policy, grant, standing }: Admitted,
   { vmm, accelerator }: { readonly vmm: string; readonly accelerator: string },
   { runs, alerts }: JobsOptions,
 ): Promise<RunAudit | undefined> {
@@ -220,7 +266,14 @@ async function beginAudit(
     mode: grant.audit,
     run: facts,
     cpus: request.cpus,
-    facts: { image: request.image, policy: revision, vmm, accelerator },
+    facts: {
+      image: request.image,
+      imageMade: standing.made,
+      imageSigners: standing.signers,
+      policy: revision,
+      vmm,
+      accelerator,
+    },
     alerts,
     note: (info) => run.audit(info),
   });

@@ -191,6 +191,16 @@ export class Machines {
     return { machine, source: 'cold-boot', driver, claimMs: performance.now() - startedAt };
   }
 
+  /** Throws away warm VMs and templates of an image, e.g. because policy lets it in no longer. Claimed VMs go on. */
+  async giveUpImage(digest: string): Promise<void> {
+    await this.#pool?.forgetAll(({ image }) => image === digest);
+    for (const [key, template] of [...this.#templates]) {
+      if (!key.startsWith(`${digest}/`)) continue;
+      this.#templates.delete(key);
+      await template.then((made) => made.close()).catch(() => {});
+    }
+  }
+
   /** Releases warm VMs, templates and the spare link process; claimed VMs are their owners' business. */
   async close(): Promise<void> {
     this.#closed = true;

@@ -8,8 +8,11 @@ import {
   type EgressDecision,
   failedAdmission,
   failedEgress,
+  failedImage,
+  type ImageDecision,
   parseAdmissionDecision,
   parseEgressDecision,
+  parseImageDecision,
 } from '../policy/decision.ts';
 import type { DetectInput } from '../policy/detection.ts';
 import {
@@ -20,7 +23,7 @@ import {
   type PolicyEngine,
   withoutId,
 } from '../policy/engine.ts';
-import type { AdmissionInput, EgressInput, Entrypoint } from '../policy/input.ts';
+import type { AdmissionInput, EgressInput, Entrypoint, ImageInput } from '../policy/input.ts';
 import { MAX_OPA_ANSWER_BYTES, questionBody, questionUrl, readAnswer } from '../policy/remote.ts';
 
 /** A decision takes a millisecond; a job's connection waits for this one. */
@@ -63,6 +66,11 @@ export class OpaClient implements PolicyEngine, Disposable {
   async detect(input: DetectInput): Promise<Detected> {
     const { result, meta } = await this.#ask('ct/detect/decision', { ...input, run: withoutId(input.run) });
     return detected(result, meta, input);
+  }
+
+  async decideImage(input: ImageInput): Promise<Decided<ImageDecision>> {
+    const { result, meta } = await this.#ask('ct/image/decision', { ...input, run: withoutId(input.run) });
+    return decided(result, meta, parseImageDecision, failedImage);
   }
 
   [Symbol.dispose](): void {

@@ -17,6 +17,8 @@ export const shippedPolicies: string = join(installRoot, 'policies');
 /** The shipped rules: `ct.admission`, `ct.egress` and what they share. */
 export const shippedRules: string = join(shippedPolicies, 'ct');
 const SYSTEM_DIRECTORY = '/etc/ct/policy';
+/** That of the public Sigstore has 7 KiB. */
+const MAX_TRUSTED_ROOT_BYTES = 4 * 1024 * 1024;
 const DATA_FILES = ['data.yml', 'data.json'];
 
 export type ResolvePresets = (
@@ -41,6 +43,8 @@ export interface LoadedPolicySource extends Disposable {
   /** Hex SHA-256 of rules and data; of the data and the server's URL with an OPA server. */
   readonly revision: string;
   readonly data: PolicyData;
+  /** `trusted_root.json` that `image: trusted-root` names. */
+  readonly imageRoot?: Uint8Array;
   /** Absent: the shipped policy counts. */
   readonly directory?: string;
   /** For people: `the policy in /etc/ct/policy`. */
@@ -72,9 +76,19 @@ export async function loadPolicy(
   const data = await readPolicyData(directory, options.resolvePresets);
   const opaUrl = options.opaUrl ?? data.opaUrl;
   const where = directory === undefined ? 'the policy that ct comes with' : `the policy in ${directory}`;
-  const found = { data, ...(directory === undefined ? {} : { directory }) };
+  const imageRoot = readImageRoot(directory, data);
+  const found = {
+    data,
+    ...(directory === undefined ? {} : { directory }),
+    ...(imageRoot === undefined ? {} : { imageRoot }),
+  };
+  // Who signs images is no part of what Rego sees, and decides all the same.
+  const trust = JSON.stringify([
+    data.imageTrust,
+    imageRoot && createHash('sha256').update(imageRoot).digest('hex'),
+  ]);
   if (opaUrl !== undefined) {
-    const revision = digest(opaUrl, JSON.stringify(data.config));
+    const revision = digest(opaUrl, JSON.stringify(data.config), trust);
     const engine = new OpaClient({ url: opaUrl, revision });
     return {
       ...found,
@@ -86,7 +100,11 @@ export async function loadPolicy(
   }
   const hasRules = directory !== undefined && regoSources(directory).length > 0;
   const wasm = hasRules ? (await compilePolicy([shippedRules, directory], options)).wasm : readShipped();
-  const revision = digest(createHash('sha256').update(wasm).digest('hex'), JSON.stringify(data.config));
+  const revision = digest(
+    createHash('sha256').update(wasm).digest('hex'),
+    JSON.stringify(data.config),
+    trust,
+  );
   const engine = await loadWasmEngine({
     wasm,
     config: data.config,
@@ -117,6 +135,24 @@ export async function readPolicyData(
     (await resolvePresets([...asked])).map(({ name, destinations }) => [name, destinations] as const),
   );
   return readData(directory, (name) => resolved.get(name) ?? []);
+}
+
+/** What is in it is checked when it is first used (src/verification/trust.ts). */
+function readImageRoot(directory: string | undefined, { imageTrust }: PolicyData): Uint8Array | undefined {
+  const { trustedRoot } = imageTrust;
+  if (trustedRoot === undefined) return undefined;
+  const path = join(directory ?? shippedPolicies, trustedRoot);
+  const stats = statSync(path, { throwIfNoEntry: false });
+  if (!stats?.isFile() || stats.size > MAX_TRUSTED_ROOT_BYTES) {
+    throw new CtError(
+      'POLICY_INVALID',
+      `\`image: trusted-root\` of the policy: ${path} is no file of a trusted root`,
+      {
+        hint: 'put the trusted_root.json of the Sigstore into the policy directory',
+      },
+    );
+  }
+  return readFileSync(path);
 }
 
 function readData(

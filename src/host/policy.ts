@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { CtError, messageOf } from '../core/errors.ts';
 import type { PresetResolver } from '../egress/presets/index.ts';
 import type { PresetName } from '../egress/presets/names.ts';
+import type { ImageSigners } from '../image/evidence.ts';
 import type { PolicyEngine } from '../policy/engine.ts';
 import type { NetworkMode } from '../protocol/network.ts';
 import type { FixedAddresses } from './dialer.ts';
@@ -18,6 +19,10 @@ export interface CurrentPolicy {
   readonly directory: string | undefined;
   /** Decisions are asked of this OPA server, if there is one. */
   readonly opaUrl: string | undefined;
+  /** Whose signatures of images are verified, and with what. */
+  readonly imageSigners: ImageSigners;
+  /** What becomes of jobs that run in an image that is let in no longer. */
+  readonly runningImages: 'finish' | 'terminate';
   /** The least strict mode that a job can have, where its repository has none of its own. */
   readonly mode: NetworkMode;
   /** It stays usable until disposal, also when another one counts by then. */
@@ -130,6 +135,15 @@ class HeldPolicy implements CurrentPolicy {
 
   get mode(): NetworkMode {
     return this.#loaded.data.config.general.mode;
+  }
+
+  get imageSigners(): ImageSigners {
+    const { data, imageRoot, revision } = this.#loaded;
+    return { revision, signers: data.imageTrust.signers, trustedRoot: imageRoot };
+  }
+
+  get runningImages(): 'finish' | 'terminate' {
+    return this.#loaded.data.config.image.running;
   }
 
   hold(): Disposable {

@@ -87,6 +87,12 @@ export class WarmPool<Shape, Item extends Poolable> {
     await this.#giveUp(this.#options.keyOf(shape));
   }
 
+  /** The same of all shapes that `isConcerned`. What is being filled meanwhile is given up, too. */
+  async forgetAll(isConcerned: (shape: Shape) => boolean): Promise<void> {
+    const keys = [...this.#entries].flatMap(([key, { shape }]) => (isConcerned(shape) ? [key] : []));
+    await Promise.all(keys.map((key) => this.#giveUp(key)));
+  }
+
   async close(): Promise<void> {
     this.#closed = true;
     await this.#filling;
@@ -100,6 +106,10 @@ export class WarmPool<Shape, Item extends Poolable> {
     for (let entry = this.#next(); entry && !this.#closed; entry = this.#next()) {
       try {
         const item = await this.#options.fill(entry.shape);
+        if (this.#entries.get(this.#options.keyOf(entry.shape)) !== entry) {
+          await item.destroy(); // the shape was given up meanwhile
+          continue;
+        }
         entry.items.push(item);
         this.#watch(entry, item);
       } catch (error) {

@@ -18,7 +18,7 @@ export interface RunAuditOptions {
   readonly run: RunFacts & { readonly id: string };
   /** Of the VM. */
   readonly cpus: number;
-  readonly facts: Pick<SealFacts, 'image' | 'policy' | 'vmm' | 'accelerator'>;
+  readonly facts: Pick<SealFacts, 'image' | 'imageMade' | 'imageSigners' | 'policy' | 'vmm' | 'accelerator'>;
   readonly alerts: AlertSink;
   /** Puts what is known on record. */
   readonly note: (info: RunAuditInfo) => void;

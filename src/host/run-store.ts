@@ -7,7 +7,7 @@
 import { closeSync, openSync, renameSync, rmSync } from 'node:fs';
 import { DatabaseSync, type StatementSync } from 'node:sqlite';
 import { messageOf } from '../core/errors.ts';
-import type { JobResult } from '../protocol/run.ts';
+import type { ImageStanding, JobResult } from '../protocol/run.ts';
 import type { Destruction, RunAuditInfo, RunDetail, RunInfo, RunShell, RunStep } from './api.ts';
 import type { RunState } from './run-state.ts';
 
@@ -51,6 +51,7 @@ const MIGRATIONS: readonly string[] = [
    CREATE INDEX shells_by_run ON shells (run);`,
   'ALTER TABLE runs ADD COLUMN audit TEXT;',
   'ALTER TABLE runs ADD COLUMN destinations TEXT;',
+  'ALTER TABLE runs ADD COLUMN image_standing TEXT;',
 ];
 
 type Row = Record<string, unknown>;
@@ -62,6 +63,7 @@ const SQL = {
   insertStep: 'INSERT INTO steps (run, position, name) VALUES (?, ?, ?)',
   state: 'UPDATE runs SET state = ?, state_since_ms = ?, states_ms = ? WHERE id = ?',
   vm: 'UPDATE runs SET vm = ?, image_name = ? WHERE id = ?',
+  imageStanding: 'UPDATE runs SET image_standing = ?, image_name = ? WHERE id = ?',
   audit: 'UPDATE runs SET audit = ? WHERE id = ?',
   recording: "SELECT id FROM runs WHERE json_extract(audit, '$.state') = 'recording'",
   destinations: 'UPDATE runs SET destinations = ? WHERE id = ?',
@@ -158,6 +160,10 @@ export class RunStore {
     this.#run('vm', JSON.stringify(vm), imageName, run);
   }
 
+  setImage(run: string, standing: ImageStanding): void {
+    this.#run('imageStanding', JSON.stringify(standing), standing.name, run);
+  }
+
   setAudit(run: string, audit: RunAuditInfo): void {
     this.#run('audit', JSON.stringify(audit), run);
   }
@@ -231,6 +237,7 @@ export class RunStore {
       ...optional('vm', parsed<RunDetail['vm']>(row['vm'])),
       steps: this.#all('steps', run).map(toStep),
       ...(shells.length > 0 ? { shells } : {}),
+      ...optional('imageStanding', parsed<ImageStanding>(row['image_standing'])),
       ...optional('audit', parsed<RunAuditInfo>(row['audit'])),
       statesMs: JSON.parse(String(row['states_ms'])) as RunDetail['statesMs'],
       ...optional('destruction', parsed<Destruction>(row['destruction'])),

@@ -6,7 +6,7 @@ import type { Socket } from 'node:net';
 import { join } from 'node:path';
 import { CtError, messageOf } from '../core/errors.ts';
 import { resultOf } from '../job/outcome.ts';
-import type { JobRequest, JobResult } from '../protocol/run.ts';
+import type { ImageStanding, JobRequest, JobResult } from '../protocol/run.ts';
 import type { Destruction, RetentionResult, RunAuditInfo, RunDetail, RunInfo, RunStep } from './api.ts';
 import { AuditRecords, type AuditRecordsOptions } from './audit-records.ts';
 import { DecisionLogs } from './decision-log.ts';
@@ -382,6 +382,11 @@ export class LiveRun {
   /** For the baseline of later runs of its job. */
   destinations(destinations: readonly string[]): void {
     this.#record(() => this.#store.setDestinations(this.id, destinations));
+  }
+
+  /** What policy went by when it decided about the image. */
+  image(standing: ImageStanding): void {
+    this.#record(() => this.#store.setImage(this.id, standing));
   }
 
   audit(info: RunAuditInfo): void {

@@ -145,13 +145,15 @@ async function build(options: BuildOptions): Promise<BuiltImage> {
     user: definition.user,
     env: definition.env,
     definitionDigest: `sha256:${definition.digest}`,
+    base: definition.base,
     packages: rootfs.packages.map(({ name, version, architecture }) => ({ name, version, architecture })),
     ...(definition.npm.length === 0 ? {} : { npm: definition.npm }),
     inventory: rootfs.inventory,
     sbom: await putSboms(store, definition, { rootfs, kernel, initramfs }, programs),
     ...origin,
   };
-  const { digest } = await store.putImage(manifest, inputsDigest(definition, lock, programs), new Date());
+  const inputs = inputsDigest(definition, lock, programs);
+  const { digest } = await store.putImage(manifest, inputs, new Date(), 'built');
   await store.collectGarbage(Date.now());
   return { manifest, digest };
 }
@@ -279,6 +281,7 @@ function inputsDigest(
 ): string {
   const all = [
     definition.digest,
+    definition.base,
     lock === undefined ? null : lockDigest(lock),
     digestOf(guestAgent),
     digestOf(probe),

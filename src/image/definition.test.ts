@@ -133,6 +133,7 @@ test('`extends` adds packages and variables and replaces suite and user', () => 
       name: 'own',
       suite: 'bookworm',
       distroless: false,
+      base: ['base', 'bookworm'],
       packages: ['curl', 'git', 'make=4.3-4.1'],
       npm: [],
       user: { name: 'dev', uid: 1234, gid: 1234, home: '/home/dev' },

@@ -48,6 +48,8 @@ export interface ImageDefinition {
   readonly suite: string;
   /** The packages alone: neither what they depend on nor what Debian calls essential, and no maintainer script runs. */
   readonly distroless: boolean;
+  /** Names of the images that it extends, the nearest first, and the suite. */
+  readonly base: readonly string[];
   /** Sorted, each once: `name` or `name=version`. */
   readonly packages: readonly string[];
   /** Sorted by name, each once. */
@@ -127,7 +129,7 @@ export function loadDefinition(name: string, directories: readonly string[]): Im
     chain.unshift(file);
     next = file.extends;
   }
-  return resolve(name, chain);
+  return resolve(name, chain, names.slice(1));
 }
 
 /** Names of all definitions, sorted. Directories that do not exist have none. */
@@ -172,7 +174,11 @@ function findDefinition(
   });
 }
 
-function resolve(name: string, chain: readonly DefinitionFile[]): ImageDefinition {
+function resolve(
+  name: string,
+  chain: readonly DefinitionFile[],
+  extended: readonly string[],
+): ImageDefinition {
   const suite = chain.findLast((file) => file.suite !== undefined)?.suite;
   if (suite === undefined) {
     throw new CtError(
@@ -214,6 +220,7 @@ function resolve(name: string, chain: readonly DefinitionFile[]): ImageDefinitio
   return {
     name,
     ...content,
+    base: [...extended, suite],
     packagesDigest: sha256([
       ...[suite, content.packages],
       ...npmInside(content.npm),

@@ -30,6 +30,8 @@ export interface ImageManifest {
   readonly env: Readonly<Record<string, string>>;
   /** sha256 of the resolved definition: same definition, same packages asked for. */
   readonly definitionDigest: string;
+  /** Names of the images that it extends, the nearest first, and its suite; absent if it was imported. */
+  readonly base?: readonly string[];
   readonly packages: readonly {
     readonly name: string;
     readonly version: string;

@@ -7,4 +7,4 @@ export const ROOTFS_RECIPE = 2;
 export const IMAGE_EPOCH = 1_735_689_600;
 
 /** Part of what decides whether a stored image is current: raise it when the same parts would give another manifest or SBOM. */
-export const MANIFEST_RECIPE = 1;
+export const MANIFEST_RECIPE = 2;

@@ -47,6 +47,11 @@ export class ImageSignatures {
     return bundles;
   }
 
+  /** Changes when a signature comes, goes or is written to, as far as stat(2) tells. */
+  async state(imageDigest: string): Promise<string> {
+    return directoryState(this.#directory(imageDigest), SUFFIX);
+  }
+
   /** Keeps a bundle. It appears complete or not at all. */
   async add(imageDigest: string, bundle: Uint8Array): Promise<void> {
     const name = `${createHash('sha256').update(bundle).digest('hex')}${SUFFIX}`;
@@ -64,13 +69,43 @@ export class ImageSignatures {
   }
 }
 
-/** What a signature of an image says: its name, and what it was made from, so that whoever pulls it knows it to be current. */
-export function imageStatement(name: string, digest: string, inputsDigest?: string): Statement {
+/** Names, inodes, sizes and times of the files of a directory that end so; those of none if it is not there. */
+export async function directoryState(directory: string, suffix: string): Promise<string> {
+  const names = (await readdir(directory).catch(() => [])).filter((name) => name.endsWith(suffix)).sort();
+  const states = await Promise.all(
+    names.map(async (name) => {
+      const stats = await stat(join(directory, name), { bigint: true }).catch(() => undefined);
+      return [name, stats?.ino, stats?.size, stats?.mtimeNs, stats?.ctimeNs].join(' ');
+    }),
+  );
+  return states.join('\n');
+}
+
+/**
+ * What a signature of an image says: its name, when it was signed, which counts where no log and no timestamp authority
+ * says it, and what it was made from, so that whoever pulls it knows it to be current.
+ */
+export function imageStatement(
+  name: string,
+  digest: string,
+  { signedAt, inputsDigest }: { readonly signedAt?: Date; readonly inputsDigest?: string | undefined } = {},
+): Statement {
   return buildStatement({
     subjects: [{ name, digest }],
     predicateType: IMAGE_PREDICATE_TYPE,
-    predicate: { name, ...(inputsDigest === undefined ? {} : { inputsDigest }) },
+    predicate: {
+      name,
+      ...(signedAt === undefined ? {} : { signedAt: signedAt.toISOString() }),
+      ...(inputsDigest === undefined ? {} : { inputsDigest }),
+    },
   });
+}
+
+/** When its signer says that it was signed. */
+export function statedTime({ predicate }: Statement): Date | undefined {
+  const { signedAt } = (predicate ?? {}) as { signedAt?: unknown };
+  const time = typeof signedAt === 'string' ? new Date(signedAt) : undefined;
+  return time === undefined || Number.isNaN(time.getTime()) ? undefined : time;
 }
 
 /** What a verified statement says that the image was made from (StoredImage.inputsDigest). */

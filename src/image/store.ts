@@ -5,17 +5,19 @@
  *     images/<name>.json    which manifest an image's name stands for, and what it was made from
  *     parts/<key>.json      parts that several images share: file systems and kernels, with their figures
  *     checked/<hex>         that a blob had its digest when it last changed
+ *     images/sha256/<hex>/made.json    that the image was built or imported here; its signatures lie beside it (signatures.ts)
  *     unused/<hex>          since when no image has had a blob
  *     tmp/                  of the build that is running; nothing in it outlives the next one's start
  *
  * Files appear complete or not at all: written in tmp/, synced, renamed.
  */
 import { createHash, randomBytes } from 'node:crypto';
-import { createReadStream, mkdirSync } from 'node:fs';
+import { type BigIntStats, createReadStream, mkdirSync } from 'node:fs';
 import { chmod, mkdir, open, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { writeAtomically } from '../core/atomic-file.ts';
 import { CtError, toCtError } from '../core/errors.ts';
+import { hasKeys } from '../core/json.ts';
 import type { Inventory } from './inventory.ts';
 import { type BlobRef, blobsOf, type ImageManifest } from './manifest.ts';
 
@@ -29,15 +31,26 @@ export interface StoredImage {
   readonly builtAt: string;
 }
 
+/** How an image came to be on this machine. One that was fetched is not made here, whoever vouches for it. */
+export interface MadeHere {
+  readonly how: 'built' | 'imported';
+  /** ISO 8601, UTC. */
+  readonly at: string;
+}
+
 const REBUILD_HINT = '`ct image build --force` makes it again';
 /** A manifest lists some hundred packages. */
 const MAX_MANIFEST_BYTES = 16 * 1024 * 1024;
+/** Each has some hundred kilobytes in memory. */
+const MAX_KNOWN_MANIFESTS = 16;
 const READ_BYTES = 1024 * 1024;
 /** The longest jobs take hours. */
 const UNUSED_KEPT_MS = 24 * 3600 * 1000;
 
 export class ImageStore {
   readonly #home: string;
+  /** Manifests that had their digest when they last changed, by digest: a run asks three times. */
+  readonly #manifests = new Map<string, { readonly stamp: string; readonly manifest: ImageManifest }>();
 
   /** Touches nothing; `ctHome` need not exist. */
   constructor(ctHome: string) {
@@ -48,9 +61,15 @@ export class ImageStore {
 
   /** The manifest with this digest. Throws IMAGE_NOT_FOUND, or IMAGE_CORRUPT if it has not that digest. */
   async manifest(digest: string): Promise<ImageManifest> {
+    const path = this.#blobPath(digest);
     let bytes: Buffer;
+    let stamp: string;
     try {
-      bytes = await readFile(this.#blobPath(digest));
+      // Before it is read: a change meanwhile makes the next look a new one.
+      stamp = stampOf(await stat(path, { bigint: true }));
+      const known = this.#manifests.get(digest);
+      if (known?.stamp === stamp) return known.manifest;
+      bytes = await readFile(path);
     } catch (error) {
       if (!isMissing(error)) throw toCtError(error);
       throw new CtError('IMAGE_NOT_FOUND', `no image ${digest} is stored`, {
@@ -66,12 +85,23 @@ export class ImageStore {
         hint: REBUILD_HINT,
       });
     }
+    if (this.#manifests.size >= MAX_KNOWN_MANIFESTS) this.#manifests.clear();
+    this.#manifests.set(digest, { stamp, manifest });
     return manifest;
   }
 
   /** What is stored under an image's name. */
   async find(name: string): Promise<StoredImage | undefined> {
     return this.#readJson<StoredImage>(join('images', `${name}.json`));
+  }
+
+  /** Undefined if the image was not made on this machine, or if what says so cannot be read: then it needs a signature. */
+  async madeHere(digest: string): Promise<MadeHere | undefined> {
+    const found: unknown = await this.#readJson(madePath(digest)).catch(() => undefined);
+    if (!hasKeys(found, ['version', 'digest', 'how', 'at']) || found['version'] !== 1) return undefined;
+    const { how, at } = found;
+    if (found['digest'] !== digest || (how !== 'built' && how !== 'imported')) return undefined;
+    return typeof at === 'string' && !Number.isNaN(Date.parse(at)) ? { how, at } : undefined;
   }
 
   /** All stored images, by name. */
@@ -135,7 +165,7 @@ export class ImageStore {
         hint: REBUILD_HINT,
       });
     }
-    return [stats.dev, stats.ino, stats.size, stats.mtimeNs, stats.ctimeNs].join(' ');
+    return stampOf(stats);
   }
 
   async #compare(ref: BlobRef, path: string): Promise<void> {
@@ -190,10 +220,22 @@ export class ImageStore {
     }
   }
 
-  /** Stores a manifest and lets `name` stand for it from now on. */
-  async putImage(manifest: ImageManifest, inputsDigest: string, builtAt: Date): Promise<StoredImage> {
+  /**
+   * Stores a manifest and lets its name stand for it from now on. `how` it was made here; absent if it comes from elsewhere:
+   * then policy decides whether somebody else vouches for it.
+   */
+  async putImage(
+    manifest: ImageManifest,
+    inputsDigest: string,
+    builtAt: Date,
+    how?: MadeHere['how'],
+  ): Promise<StoredImage> {
     const { digest } = await this.putBytes(Buffer.from(`${JSON.stringify(manifest, undefined, 2)}\n`));
     const image: StoredImage = { name: manifest.name, digest, inputsDigest, builtAt: builtAt.toISOString() };
+    if (how !== undefined) {
+      const made = { version: 1, digest, how, at: image.builtAt };
+      await this.#writeAtomically(join(this.#home, madePath(digest)), `${JSON.stringify(made)}\n`);
+    }
     await this.#writeAtomically(
       join(this.#home, 'images', `${manifest.name}.json`),
       `${JSON.stringify(image)}\n`,
@@ -308,6 +350,15 @@ function hexOf(digest: string): string {
   if (hex === undefined)
     throw new CtError('IMAGE_NOT_FOUND', 'an image digest is `sha256:` and 64 hexadecimal digits');
   return hex;
+}
+
+/** Changes with the contents of a file, as far as stat(2) tells. */
+function stampOf({ dev, ino, size, mtimeNs, ctimeNs }: BigIntStats): string {
+  return [dev, ino, size, mtimeNs, ctimeNs].join(' ');
+}
+
+function madePath(digest: string): string {
+  return join('images/sha256', hexOf(digest), 'made.json');
 }
 
 function isMissing(error: unknown): boolean {

@@ -17,6 +17,15 @@ import { MAX_NETWORK_ENTRY_BYTES, NETWORK_MODES, type NetworkMode } from '../pro
 import { parseNetwork } from './address.ts';
 import { canonicalHost, type Destination, indexDestinations, parseDestination } from './destination.ts';
 import { DETECT_ACTIONS, type DetectAction } from './detection.ts';
+import {
+  DEFAULT_IMAGE_RULES,
+  type ImageRules,
+  type ImageTrust,
+  imageRulesSchema,
+  imageSchema,
+  lowerImageRules,
+  lowerImageTrust,
+} from './image-rules.ts';
 import type { DestinationIndex } from './input.ts';
 
 /** Written by the operator and generated lists; parsed whole in memory. */
@@ -200,9 +209,11 @@ const dataSchema = object(
       ),
       'What follows from what a rule finds in the events of a run, in place of what it says itself.',
     ),
+    image: optional(imageSchema, 'What an image must have to boot, and who signs images.'),
     untrusted: optional(
       object(
         {
+          image: optional(imageRulesSchema, 'Rules about images that have to be met, too.'),
           egress: required(
             object(
               {
@@ -249,6 +260,7 @@ const dataSchema = object(
             actors: optional(patterns, 'In place of those of `admission`.'),
             trust: optional(trust, 'In place of that of `admission`.'),
             images: optional(patterns, 'In place of those of `admission`.'),
+            image: optional(imageRulesSchema, 'Each in place of the general one.'),
             limits: optional(someLimits, 'Each in place of the general one.'),
             secrets: optional(
               record(
@@ -329,6 +341,7 @@ export interface Profile {
   readonly refs: Patterns;
   readonly actors: Patterns;
   readonly images: Patterns;
+  readonly image: ImageRules;
   readonly limits: Limits;
   /** In addition to the general ones. */
   readonly secrets: readonly Grant[];
@@ -354,6 +367,10 @@ export interface PolicyConfig {
     readonly exact: Readonly<Record<string, Profile>>;
     readonly prefixes: Readonly<Record<string, Profile>>;
   };
+  readonly image: {
+    readonly revoked: Readonly<Record<string, true>>;
+    readonly running: 'finish' | 'terminate';
+  };
   /** By the name of a rule of `ct.detect`. */
   readonly detect: Readonly<Record<string, DetectAction>>;
   /** Absent: strangers' jobs do not run. */
@@ -362,6 +379,7 @@ export interface PolicyConfig {
     readonly audit: AuditMode;
     readonly ceiling: string;
     readonly images: Patterns;
+    readonly image: ImageRules;
     readonly limits: Limits;
   };
   readonly ceilings: Readonly<Record<string, Ceiling>>;
@@ -377,6 +395,8 @@ export interface PolicyData {
   readonly config: PolicyConfig;
   /** Addresses that the operator has fixed, per canonical name: `source: operator` of address facts. */
   readonly resolve: ReadonlyMap<string, string>;
+  /** Whose signatures of images are verified. */
+  readonly imageTrust: ImageTrust;
   /** Ask this OPA server. */
   readonly opaUrl?: string;
 }
@@ -435,6 +455,7 @@ class Lowering {
       refs: this.#patterns(admission.refs),
       actors: this.#patterns(admission.actors, true),
       images: this.#patterns(admission.images),
+      image: this.#imageRules(data.image, DEFAULT_IMAGE_RULES),
       limits: lowerLimits(data.limits),
       secrets: [],
     };
@@ -453,6 +474,7 @@ class Lowering {
         refs: settings.refs === undefined ? general.refs : this.#patterns(settings.refs),
         actors: settings.actors === undefined ? general.actors : this.#patterns(settings.actors, true),
         images: settings.images === undefined ? general.images : this.#patterns(settings.images),
+        image: this.#imageRules(settings.image, general.image),
         limits: { ...general.limits, ...lowerLimits(settings.limits ?? {}) },
         secrets: Object.entries(settings.secrets ?? {}).map(([secret, grant]) =>
           this.#grant(secret, { ...grant, repositories: ['*'] }),
@@ -474,6 +496,10 @@ class Lowering {
       secrets: Object.entries(data.secrets ?? {}).map(([secret, grant]) => this.#grant(secret, grant)),
       general,
       profiles,
+      image: {
+        revoked: members(data.image?.revoked ?? []),
+        running: data.image?.running ?? 'finish',
+      },
       detect: data.detect ?? {},
       ...(untrusted === undefined
         ? {}
@@ -483,6 +509,7 @@ class Lowering {
               audit: untrusted.audit ?? general.audit,
               ceiling: this.#ceiling('untrusted', untrusted.egress.allow),
               images: untrusted.images === undefined ? general.images : this.#patterns(untrusted.images),
+              image: this.#imageRules(untrusted.image, general.image),
               limits: { ...general.limits, ...lowerLimits(untrusted.limits ?? {}) },
             },
           }),
@@ -491,8 +518,13 @@ class Lowering {
     return {
       config,
       resolve: this.#resolve(egress.resolve ?? {}),
+      imageTrust: lowerImageTrust(data.image ?? {}, (...problem) => this.#wrong(...problem)),
       ...(data.opaUrl === undefined ? {} : { opaUrl: data.opaUrl }),
     };
+  }
+
+  #imageRules(data: Parameters<typeof lowerImageRules>[0] | undefined, base: ImageRules): ImageRules {
+    return lowerImageRules(data ?? {}, base, (entries) => this.#patterns(entries));
   }
 
   #wrong(container: object, key: string | number, message: string, hint?: string): void {

@@ -33,6 +33,14 @@ export interface EgressDecision {
   readonly denial?: Denial;
 }
 
+export interface ImageDecision {
+  readonly allow: boolean;
+  /** Empty exactly if allowed. */
+  readonly denials: readonly Denial[];
+  /** What whoever started the job should know. */
+  readonly notices: readonly string[];
+}
+
 /** How a decision came to be; goes into the decision log beside it. */
 export interface DecisionMeta {
   readonly path: string;
@@ -52,6 +60,7 @@ export interface Decided<D> {
 const MAX_TEXT = 4096;
 const MAX_DENIALS = 10_000;
 const MAX_DESTINATIONS = 100_000;
+const MAX_NOTICES = 100;
 
 /** The denial where policy gave no usable answer: `problem` completes "policy could not be asked: …". */
 export function failedAdmission(problem: string): AdmissionDecision {
@@ -65,6 +74,11 @@ export function failedAdmission(problem: string): AdmissionDecision {
 /** The same of an event of the network; it denies in every mode, also in `audit`. */
 export function failedEgress(problem: string): EgressDecision {
   return { action: 'deny', denial: failure('ct.egress.error', problem) };
+}
+
+/** The same of an image. */
+export function failedImage(problem: string): ImageDecision {
+  return { allow: false, denials: [failure('ct.image.error', problem)], notices: [] };
 }
 
 function failure(rule: string, problem: string): Denial {
@@ -99,6 +113,15 @@ export function parseEgressDecision(value: unknown): EgressDecision | undefined 
       : undefined;
   }
   return isDenial(denial) ? { action, denial } : undefined;
+}
+
+/** As {@link parseAdmissionDecision}. */
+export function parseImageDecision(value: unknown): ImageDecision | undefined {
+  if (!hasKeys(value, ['allow', 'denials', 'notices'])) return undefined;
+  const { allow, denials, notices } = value;
+  if (typeof allow !== 'boolean' || !isListOf(denials, MAX_DENIALS, isDenial)) return undefined;
+  if (allow !== (denials.length === 0) || !isListOf(notices, MAX_NOTICES, isText)) return undefined;
+  return { allow, denials, notices };
 }
 
 function isDenial(value: unknown): value is Denial {

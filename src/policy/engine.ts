@@ -12,12 +12,21 @@ import {
   type EgressDecision,
   failedAdmission,
   failedEgress,
+  failedImage,
+  type ImageDecision,
   parseAdmissionDecision,
   parseEgressDecision,
+  parseImageDecision,
 } from './decision.ts';
 import { narrowIndex } from './destination.ts';
 import { type DetectInput, type Finding, parseFindings } from './detection.ts';
-import { type AdmissionInput, type EgressInput, ENTRYPOINTS, type Entrypoint } from './input.ts';
+import {
+  type AdmissionInput,
+  type EgressInput,
+  ENTRYPOINTS,
+  type Entrypoint,
+  type ImageInput,
+} from './input.ts';
 
 /** What decides. A back end in this process answers at once, one behind a network with a promise that never rejects. */
 export interface PolicyEngine {
@@ -26,6 +35,7 @@ export interface PolicyEngine {
   decideAdmission(input: AdmissionInput): Decided<AdmissionDecision> | Promise<Decided<AdmissionDecision>>;
   decideEgress(input: EgressInput): Decided<EgressDecision> | Promise<Decided<EgressDecision>>;
   detect(input: DetectInput): Detected | Promise<Detected>;
+  decideImage(input: ImageInput): Decided<ImageDecision> | Promise<Decided<ImageDecision>>;
 }
 
 /** What is found in a batch of events; undefined: nothing was judged, and `meta.error` says why. */
@@ -42,6 +52,8 @@ const MAX_REQUEST_TEXT = 512;
 const MAX_ADMISSION_INPUT_BYTES = 4 * 1024 * 1024;
 /** A batch of events (src/audit/detect.ts), whose characters may take more than a byte each. */
 const MAX_DETECT_INPUT_BYTES = 1024 * 1024;
+/** 64 signatures and what they attest, at their longest. */
+const MAX_IMAGE_INPUT_BYTES = 1024 * 1024;
 /** Two KiB each, mostly. */
 const MAX_CACHED = 2000;
 /** Larger ones are rare, and would let a job fill the cache with what nobody asks again. */
@@ -143,6 +155,12 @@ export class WasmEngine implements PolicyEngine {
     const seen = { ...input, run: withoutId(input.run) };
     const { result, meta } = this.#evaluate('ct/detect/decision', seen, MAX_DETECT_INPUT_BYTES);
     return detected(result, meta, input);
+  }
+
+  decideImage(input: ImageInput): Decided<ImageDecision> {
+    const seen = { ...input, run: withoutId(input.run) };
+    const { result, meta } = this.#evaluate('ct/image/decision', seen, MAX_IMAGE_INPUT_BYTES);
+    return decided(result, meta, parseImageDecision, failedImage);
   }
 
   #evaluate(

@@ -7,7 +7,12 @@ import type { Destination } from './destination.ts';
 
 export const INPUT_VERSION = 1;
 
-export const ENTRYPOINTS = ['ct/admission/decision', 'ct/egress/decision', 'ct/detect/decision'] as const;
+export const ENTRYPOINTS = [
+  'ct/admission/decision',
+  'ct/egress/decision',
+  'ct/detect/decision',
+  'ct/image/decision',
+] as const;
 /** Path of the rule that decides; with dots, the name of its package and rule. */
 export type Entrypoint = (typeof ENTRYPOINTS)[number];
 
@@ -36,6 +41,63 @@ export interface AdmissionInput {
     /** Everything that was asked for, lowered; presets with what they stand for on this host. */
     readonly ask: readonly Destination[];
   };
+}
+
+/** `ct/image/decision`: may this image boot? Everything in it was proved on this host. */
+export interface ImageInput {
+  readonly version: typeof INPUT_VERSION;
+  /** Seconds since 1970, up to a whole minute, so that a question is asked again as it is. */
+  readonly now: number;
+  readonly run: RunFacts;
+  readonly image: {
+    readonly name: string;
+    /** Of the manifest, under which every part of the image is. */
+    readonly digest: string;
+    /** On this machine; null: it came from elsewhere. */
+    readonly made: { readonly how: 'built' | 'imported'; readonly at: number } | null;
+    /** What it extends, from the nearest on, and its suite; empty if that is not known. */
+    readonly base: readonly string[];
+    /** Digest of the lock that its packages are from. */
+    readonly lock: string | null;
+    /** There is a lock, and it could not be met. */
+    readonly unlocked: boolean;
+  };
+  /** Signatures of the image that verify, by signers of the policy. */
+  readonly signatures: readonly ImageSignature[];
+  /** What is signed about it beside that. */
+  readonly attestations: readonly {
+    readonly kind: 'provenance' | 'sbom';
+    readonly signer: string;
+    /** Of provenance: who built it. */
+    readonly builder: string | null;
+  }[];
+  /** Why no signature counts; null if one does. */
+  readonly refusal: { readonly code: string; readonly message: string } | null;
+  /** The newest result; null if it was never scanned. Times are seconds since 1970. */
+  readonly scan: {
+    readonly detector: 'database' | 'apt';
+    readonly scanned_at: number;
+    readonly as_of: number;
+    readonly revision: string;
+    readonly counts: Readonly<Record<string, number>>;
+    readonly worst: string | null;
+    readonly accepted: number;
+    readonly fixable: number;
+    readonly unexamined: number;
+  } | null;
+}
+
+export interface ImageSignature {
+  /** As policy calls it. */
+  readonly signer: string;
+  readonly kind: 'key' | 'identity';
+  /** Of an identity. */
+  readonly subject: string | null;
+  readonly issuer: string | null;
+  /** When it was made: by a log or timestamp authority, else as the signer says; null if nobody does. */
+  readonly at: number | null;
+  /** Whether a log or a timestamp authority vouches for `at`. */
+  readonly witnessed: boolean;
 }
 
 /** What an address is besides an address; empty for one of the public internet. */

@@ -2,8 +2,8 @@
  * Entries of the decision log, in the shape of OPA's own (openpolicyagent.org: "Decision Logs"), so that what reads those reads
  * these. Nothing has to be masked: inputs hold names, never values of secrets.
  */
-import type { AdmissionDecision, DecisionMeta, EgressDecision } from './decision.ts';
-import type { AdmissionInput, EgressInput } from './input.ts';
+import type { AdmissionDecision, DecisionMeta, EgressDecision, ImageDecision } from './decision.ts';
+import type { AdmissionInput, EgressInput, ImageInput } from './input.ts';
 
 export interface DecisionLogEntry {
   /** What decided, and for whom. */
@@ -14,8 +14,8 @@ export interface DecisionLogEntry {
   /** Of the rule that decided, without `data/`. */
   readonly path: string;
   /** What was asked; the rules of the run as far as they can be about it. */
-  readonly input: AdmissionInput | EgressInput;
-  readonly result: AdmissionDecision | EgressDecision;
+  readonly input: AdmissionInput | EgressInput | ImageInput;
+  readonly result: AdmissionDecision | EgressDecision | ImageDecision;
   /** Who asked: `run/<id>`; absent if policy was asked before there was a run. */
   readonly requested_by?: string;
   /** RFC 3339, UTC. */
@@ -36,8 +36,11 @@ export interface LogContext {
 /** One entry. `input` is what was asked, with the id of its run. */
 export function decisionLogEntry(
   context: LogContext,
-  input: AdmissionInput | EgressInput,
-  decided: { readonly decision: AdmissionDecision | EgressDecision; readonly meta: DecisionMeta },
+  input: AdmissionInput | EgressInput | ImageInput,
+  decided: {
+    readonly decision: AdmissionDecision | EgressDecision | ImageDecision;
+    readonly meta: DecisionMeta;
+  },
 ): DecisionLogEntry {
   const { decision, meta } = decided;
   return {

@@ -113,6 +113,20 @@ export interface ResolvedPreset {
   readonly source: string;
 }
 
+/** What is known of the image of a run when policy decides whether it may boot. */
+export interface ImageStanding {
+  readonly name: string;
+  /** Of the manifest, under which every part of it is. */
+  readonly digest: string;
+  /** On this machine, or not. */
+  readonly made: 'built' | 'imported' | 'elsewhere';
+  /** Whose signatures verify, as policy calls them. */
+  readonly signers: readonly string[];
+  /** Digest of the policy that decided. */
+  readonly policy: string;
+  readonly allowed: boolean;
+}
+
 export type RunEvent =
   | { readonly type: 'queued'; readonly run: string; readonly reason?: string }
   /** Policy has let the job in. */
@@ -123,6 +137,7 @@ export type RunEvent =
       readonly mode: NetworkMode;
       /** What each preset that the job names stands for on this host. */
       readonly presets: readonly ResolvedPreset[];
+      readonly image: ImageStanding;
     }
   /** What the client has to send evidence of, before anything is claimed for the job. */
   | { readonly type: 'evidence'; readonly demands: EvidenceDemands }

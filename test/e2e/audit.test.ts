@@ -12,8 +12,10 @@ import { socketDirectory } from '../../src/core/paths.ts';
 import { PresetResolver } from '../../src/egress/presets/index.ts';
 import type { RunDetail } from '../../src/host/api.ts';
 import type { HostClient } from '../../src/host/client.ts';
+import { ImageGate } from '../../src/host/image-gate.ts';
+import { ImageStore } from '../../src/image/store.ts';
 import type { JobResult, RunEvent } from '../../src/protocol/run.ts';
-import { testImage } from '../support/images.ts';
+import { testHome, testImage } from '../support/images.ts';
 import { makeMachines } from '../support/machines.ts';
 import { scratchDirectory } from '../support/scratch.ts';
 import { servedHost } from '../support/served-host.ts';
@@ -47,7 +49,8 @@ limits: {cpus: 4, memory: 4G, disk: 4G, timeout: 1h}
   const sockets = await socketDirectory(ctHome);
   cleanup.defer(() => rmSync(sockets, { recursive: true, force: true }));
   const presets = new PresetResolver({});
-  ({ client, alerts } = cleanup.use(await servedHost({ ctHome, machines, presets, sockets })));
+  const imageGate = new ImageGate({ ctHome: testHome, images: new ImageStore(testHome) });
+  ({ client, alerts } = cleanup.use(await servedHost({ ctHome, machines, presets, sockets, imageGate })));
 });
 after(() => cleanup.disposeAsync());
 

@@ -68,7 +68,8 @@ test('a job reaches what it was given, by name, and nothing else; both are on re
   );
   const decisions = await decisionsOf(host);
   assert.equal(decisions[0]?.path, 'ct/admission/decision');
-  const kinds = decisions.slice(1).map(({ input }) => 'request' in input && input.request.kind);
+  assert.equal(decisions[1]?.path, 'ct/image/decision');
+  const kinds = decisions.slice(2).map(({ input }) => 'request' in input && input.request.kind);
   assert.deepEqual(kinds.slice(0, 3), ['dns', 'connect', 'address']);
   const run = (await host.client.run('latest')).run;
   const log = join(host.ctHome, 'decisions', `${run}.jsonl`);

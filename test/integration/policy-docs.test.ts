@@ -20,10 +20,16 @@ function blocks(language: string): string[] {
 }
 
 test('the policy data in docs/policy.md is accepted', () => {
-  const [data, ...others] = blocks('yaml');
-  assert.ok(data !== undefined && others.length === 0);
-  const { config } = parsePolicyData(new SourceText('docs/policy.md', data), { resolvePreset: () => [] });
+  const [data, image, ...others] = blocks('yaml');
+  assert.ok(data !== undefined && image !== undefined && others.length === 0);
+  const source = new SourceText('docs/policy.md', `${data}${image}`);
+  const { config, imageTrust } = parsePolicyData(source, { resolvePreset: () => [] });
   assert.equal(config.profiles.exact['acme/site']?.secrets[0]?.name, 'DEPLOY_KEY');
+  assert.equal(config.general.image.scan?.max_age_seconds, 3 * 86_400);
+  assert.deepEqual(
+    imageTrust.signers.map(({ name }) => name),
+    ['release', 'workflow'],
+  );
 });
 
 test('docs/policy.md has every key of the data', () => {
@@ -35,7 +41,7 @@ test('docs/policy.md has every key of the data', () => {
 test('docs/policy.md names every rule, and no other', () => {
   const rules = new Set(
     regoSources(shippedRules).flatMap(({ text }) =>
-      [...text.matchAll(/"(ct\.(?:egress|admission)\.[a-z_]+)"/g)].map((match) => match[1]),
+      [...text.matchAll(/"(ct\.(?:egress|admission|image)\.[a-z_]+)"/g)].map((match) => match[1]),
     ),
   );
   assert.ok(rules.size > 20, String(rules.size));
@@ -44,10 +50,10 @@ test('docs/policy.md names every rule, and no other', () => {
     list.replaceAll('`.', '`ct.admission.'),
   );
   for (const rule of rules) {
-    if (rule === 'ct.egress.deny' || rule === 'ct.admission.deny') continue;
+    if (rule?.endsWith('.deny')) continue;
     assert.ok(told.includes(`\`${rule}\``), `${rule} is missing`);
   }
-  for (const [, rule] of told.matchAll(/`(ct\.(?:egress|admission)\.[a-z_]+)`/g)) {
+  for (const [, rule] of told.matchAll(/`(ct\.(?:egress|admission|image)\.[a-z_]+)`/g)) {
     assert.ok(
       rules.has(rule) || /\.(error|decision|cpus|memory|disk|timeout)$/.test(String(rule)),
       `no rule is called ${rule}`,

@@ -245,7 +245,7 @@ test('a VEX document excuses what it says, with its words', async (t) => {
   );
   assert.deepEqual(result.counts, { critical: 1, high: 0, medium: 1, unknown: 1, low: 0, negligible: 0 });
   const { counts, source, scannedAt } = result;
-  assert.deepEqual(scanFacts(result), {
+  assert.deepEqual(scanFacts(result, new Date(result.scannedAt)), {
     ...{ detector: 'database', scanned_at: scannedAt, as_of: source.asOf, revision: source.revision, counts },
     ...{ worst: 'critical', accepted: 1, fixable: 2, unexamined: 0 },
   });

@@ -8,6 +8,7 @@ import { Dialer } from '../../src/host/dialer.ts';
 import { PolicyKeeper } from '../../src/host/policy.ts';
 import { Runs } from '../../src/host/runs.ts';
 import { HostServer, type HostServerOptions } from '../../src/host/server.ts';
+import { openGate } from './open-gate.ts';
 
 export interface ServedHost extends AsyncDisposable {
   readonly client: HostClient;
@@ -17,7 +18,11 @@ export interface ServedHost extends AsyncDisposable {
 
 /** Listens in `sockets` for `ctHome`, whose policy counts. Disposal waits for its jobs. */
 export async function servedHost(
-  options: Pick<HostServerOptions, 'ctHome' | 'machines' | 'presets'> & { readonly sockets: string },
+  options: Pick<HostServerOptions, 'ctHome' | 'machines' | 'presets'> & {
+    readonly sockets: string;
+    /** Lets every image in if absent. */
+    readonly imageGate?: HostServerOptions['imageGate'];
+  },
 ): Promise<ServedHost> {
   const { ctHome, machines, presets, sockets } = options;
   const alerts: Alert[] = [];
@@ -30,6 +35,7 @@ export async function servedHost(
     presets,
     policy: new PolicyKeeper({ ctHome, env: {}, presets, systemDirectory: join(ctHome, 'none') }),
     alerts: { file: (alert) => alerts.push(alert) },
+    imageGate: options.imageGate ?? openGate,
     dialer: new Dialer(),
     onActivity: () => {},
     onShutdown: () => {},

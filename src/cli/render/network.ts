@@ -12,8 +12,9 @@ const DESTINATIONS_SHOWN = 4;
 const DIGEST_CHARACTERS = 12;
 
 /** Which policy let the job in, and what its presets stand for on this host. */
-export function admittedLines({ policy, mode, presets }: Admitted): string[] {
+export function admittedLines({ policy, mode, presets, image }: Admitted): string[] {
   return [
+    imageLine(image),
     `admitted by policy ${shortDigest(policy)}; network: ${mode}`,
     ...presets.map(({ name, destinations, source }) => {
       const shown = destinations.slice(0, DESTINATIONS_SHOWN).join(', ');
@@ -21,6 +22,13 @@ export function admittedLines({ policy, mode, presets }: Admitted): string[] {
       return oneLine(`${name} is ${shown}${more > 0 ? ` and ${more} more` : ''} (${source})`);
     }),
   ];
+}
+
+/** Which image it is, to compare it with that of another machine, and who stands for it. */
+export function imageLine({ name, digest, made, signers }: Admitted['image']): string {
+  const where = made === 'elsewhere' ? 'from elsewhere' : `${made} here`;
+  const who = signers.length === 0 ? 'unsigned, which policy allows' : `signed by ${signers.join(', ')}`;
+  return oneLine(`image ${name} ${shortDigest(digest)}: ${where}, ${who}`);
 }
 
 export function shortDigest(digest: string): string {

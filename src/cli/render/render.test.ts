@@ -321,6 +321,14 @@ const ADMITTED: RunEvent = {
   policy: `sha256:${'ab'.repeat(32)}`,
   mode: 'enforce',
   presets: [{ name: 'npm', destinations: ['mirror.example:443'], source: '/etc/npmrc\u001b[2J' }],
+  image: {
+    name: 'debian-12',
+    digest: `sha256:${'cd'.repeat(32)}`,
+    made: 'elsewhere',
+    signers: ['release\u001b[2J'],
+    policy: 'ab',
+    allowed: true,
+  },
 };
 const DENIED: RunEvent = {
   type: 'network',
@@ -358,6 +366,7 @@ test('a job shows its policy, its presets and what was denied, and at its end wh
   assert.equal(
     paper.text('stderr'),
     [
+      '• image debian-12 cdcdcdcdcdcd: from elsewhere, signed by release[2J',
       '• admitted by policy abababababab; network: enforce',
       '• npm is mirror.example:443 (/etc/npmrc[2J)',
       'denied: the job asked for other.example [2J, and nothing allows it (rule ct.egress.not_allowed)',

@@ -63,6 +63,7 @@ export function inspectJson(detail: RunDetail, nowMs: number): Record<string, un
     version: 1,
     ...runJson(detail, nowMs),
     image,
+    imageStanding: detail.imageStanding ?? null,
     shape,
     error: error ?? null,
     vm: vm ?? null,
@@ -87,6 +88,7 @@ export function inspectPage(detail: RunDetail, style: Style, nowMs: number): str
     ['started', localTime(detail.createdAtMs)],
     ['duration', duration === null ? '' : formatElapsed(duration * 1000)],
     ['image', [detail.image.name, detail.image.digest].filter((part) => part !== undefined).join(' ')],
+    ['  policy', detail.imageStanding ? standingText(detail.imageStanding) : ''],
     ['shape', `${shape.cpus} cpu, ${shape.memoryMib} MiB memory, ${shape.diskMib} MiB disk`],
     [
       'vm',
@@ -116,6 +118,12 @@ export function inspectPage(detail: RunDetail, style: Style, nowMs: number): str
   const width = Math.max(...shown.map(([name]) => name.length));
   const lines = shown.map(([name, value]) => `${name.padEnd(width)}  ${oneLine(value)}\n`).join('');
   return detail.error === undefined ? lines : `${lines}${formatError(detail.error, style)}`;
+}
+
+function standingText({ made, signers, policy, allowed }: NonNullable<RunDetail['imageStanding']>): string {
+  const where = made === 'elsewhere' ? 'from elsewhere' : `${made} on this machine`;
+  const who = signers.length === 0 ? 'no accepted signature' : `signed by ${signers.join(', ')}`;
+  return `${allowed ? 'let in' : 'refused'} by ${policy.slice(0, 12)}: ${where}, ${who}`;
 }
 
 function auditText({ mode, state, records, bytes, head, message }: RunAuditInfo): string {

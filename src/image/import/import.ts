@@ -159,7 +159,7 @@ async function importNamed(options: ImportOptions): Promise<ImportedImage> {
       workingDirectory: config?.workingDirectory ?? '',
     },
   };
-  const { digest } = await store.putImage(manifest, `imported ${definitionDigest}`, new Date());
+  const { digest } = await store.putImage(manifest, `imported ${definitionDigest}`, new Date(), 'imported');
   return { manifest, digest, privileged };
 }
 

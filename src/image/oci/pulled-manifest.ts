@@ -10,7 +10,7 @@ const MAX_ENV = 1000;
 const MAX_LIST = 100_000;
 
 const KEYS = new Set(
-  'schemaVersion name architecture rootfs kernel initramfs user env definitionDigest packages npm inventory sbom lock local imported'.split(
+  'schemaVersion name architecture rootfs kernel initramfs user env definitionDigest base packages npm inventory sbom lock local imported'.split(
     ' ',
   ),
 );
@@ -67,7 +67,8 @@ function problemOf(value: unknown): string | undefined {
   if (!isObject(env) || !isEnvironment(env)) return 'its environment is malformed';
   if (!isListOfRecords(value['packages'])) return 'its packages are malformed';
   if (value['npm'] !== undefined && !isListOfRecords(value['npm'])) return 'its npm packages are malformed';
-  const { inventory, sbom, imported } = value;
+  const { base, inventory, sbom, imported } = value;
+  if (base !== undefined && !isListOfNames(base)) return 'what it extends is malformed';
   if (inventory !== undefined && (!isObject(inventory) || !isBlobRef(inventory)))
     return 'its inventory is malformed';
   if (sbom !== undefined) {
@@ -126,6 +127,14 @@ function isListOfRecords(value: unknown): boolean {
     Array.isArray(value) &&
     value.length <= MAX_LIST &&
     value.every((item) => isObject(item) && Object.values(item).every((field) => typeof field === 'string'))
+  );
+}
+
+function isListOfNames(value: unknown): boolean {
+  return (
+    Array.isArray(value) &&
+    value.length <= MAX_ENV &&
+    value.every((item) => matches(item, /^[a-z0-9][a-z0-9._-]{0,63}$/))
   );
 }
 

@@ -9,6 +9,7 @@
 import { readdir, readFile, rm, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { writeAtomically } from '../../core/atomic-file.ts';
+import { directoryState } from '../signatures.ts';
 import { vulnDirectory } from './database.ts';
 import type { Exception } from './exceptions.ts';
 import type { Finding } from './match.ts';
@@ -49,9 +50,19 @@ export function doesCount({ exception }: JudgedFinding): boolean {
   return exception === undefined || exception.expired;
 }
 
+function doesCountAt({ exception }: JudgedFinding, now: Date): boolean {
+  if (exception === undefined || exception.expired) return true;
+  return exception.expires !== undefined && !(now.getTime() <= Date.parse(exception.expires));
+}
+
 export function countFindings(findings: readonly JudgedFinding[]): Readonly<Record<Severity, number>> {
+  return countSeverities(findings.filter(doesCount));
+}
+
+function countSeverities(findings: readonly JudgedFinding[]): Readonly<Record<Severity, number>> {
   const counts = Object.fromEntries(SEVERITIES.map((severity) => [severity, 0])) as Record<Severity, number>;
-  for (const finding of findings) if (doesCount(finding)) counts[finding.severity] += 1;
+  // A severity that is none is of a file that somebody changed.
+  for (const { severity } of findings) counts[Object.hasOwn(counts, severity) ? severity : 'critical'] += 1;
   return counts;
 }
 
@@ -72,14 +83,15 @@ export interface ScanFacts {
   readonly unexamined: number;
 }
 
-export function scanFacts(result: ScanResult): ScanFacts {
-  const counting = result.findings.filter(doesCount);
+/** `now`: what somebody has accepted until then counts again. */
+export function scanFacts(result: ScanResult, now: Date): ScanFacts {
+  const counting = result.findings.filter((finding) => doesCountAt(finding, now));
   return {
     detector: result.detector,
     scanned_at: result.scannedAt,
     as_of: result.source.asOf,
     revision: result.source.revision,
-    counts: result.counts,
+    counts: countSeverities(counting),
     worst: counting[0]?.severity ?? null,
     accepted: result.findings.length - counting.length,
     fixable: counting.filter(({ fixedIn }) => fixedIn !== undefined).length,
@@ -120,6 +132,11 @@ export async function latestResult(ctHome: string, digest: string): Promise<Scan
   return results
     .filter((result) => result !== undefined)
     .sort((a, b) => (a.scannedAt < b.scannedAt ? 1 : -1))[0];
+}
+
+/** Changes with what is stored of an image; empty if nothing is. */
+export function resultsState(ctHome: string, digest: string): Promise<string> {
+  return directoryState(join(resultsDirectory(ctHome), hexOf(digest)), '.json');
 }
 
 /** Removes what was found in images that are not stored any more. */

@@ -20,6 +20,8 @@ import { failing, type Scan } from './scan.ts';
 import type { Severity, Threshold } from './severity.ts';
 
 export const ALERT_RULE = 'ct.image.vulnerability';
+/** Of findings that raise an alert if nothing else is said. */
+export const ALERT_THRESHOLD = 'high';
 
 export interface WatchOptions {
   readonly ctHome: string;
@@ -54,7 +56,7 @@ export async function watchImages(options: WatchOptions): Promise<void> {
       if (state !== seen || performance.now() >= dueMs) {
         for (const image of images) {
           if (signal.aborted) return;
-          await look(image, options);
+          await lookAtImage(image, options);
         }
         seen = state;
         dueMs = performance.now() + againMs;
@@ -72,7 +74,11 @@ async function stateOf(ctHome: string, images: readonly StoredImage[]): Promise<
   return [String(database?.ino), String(database?.mtimeNs), ...names].join('\n');
 }
 
-async function look(image: StoredImage, options: WatchOptions): Promise<void> {
+/** One look: scans, keeps the result, and files an alert about what is new. Never rejects. */
+export async function lookAtImage(
+  image: StoredImage,
+  options: Pick<WatchOptions, 'ctHome' | 'scan' | 'alerts' | 'threshold' | 'onScan' | 'onProblem'>,
+): Promise<void> {
   try {
     const scan = await options.scan(image);
     const file = await storeResult(options.ctHome, scan.result);

@@ -14,7 +14,7 @@ import { toSarif } from '../../../image/scan/sarif.ts';
 import { requireClean, type Scan, scanWithDatabase } from '../../../image/scan/scan.ts';
 import { SEVERITIES, type Severity, THRESHOLDS } from '../../../image/scan/severity.ts';
 import { readSbom } from '../../../image/scan/stored-image.ts';
-import { watchImages } from '../../../image/scan/watch.ts';
+import { ALERT_THRESHOLD, watchImages } from '../../../image/scan/watch.ts';
 import { ImageStore, type StoredImage } from '../../../image/store.ts';
 import { cancelOnSignals } from '../../cancellation.ts';
 import type { ParsedOptions } from '../../command.ts';
@@ -22,9 +22,6 @@ import type { Output } from '../../output.ts';
 import { formatError, oneLine, type Style, styleFor } from '../../render/format.ts';
 import { formatTable } from '../../render/table.ts';
 import { Terminal } from '../../render/terminal.ts';
-
-/** Of findings that raise an alert if nothing else is said. */
-const ALERT_THRESHOLD = 'high';
 
 export async function run(parsed: ParsedOptions, output: Output): Promise<number> {
   const ctHome = ctHomePath();

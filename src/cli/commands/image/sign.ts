@@ -19,7 +19,9 @@ export async function run(parsed: ParsedOptions, output: Output): Promise<number
   for (const ref of blobsOf(manifest)) await store.checkedBlobPath(ref);
   const stored = await store.find(manifest.name);
   const inputsDigest = stored?.digest === digest ? stored.inputsDigest : undefined;
-  const bundle = await signer.signStatement(imageStatement(manifest.name, digest, inputsDigest));
+  const bundle = await signer.signStatement(
+    imageStatement(manifest.name, digest, { signedAt: new Date(), inputsDigest }),
+  );
   await new ImageSignatures(ctHome).add(digest, bundle);
   if (parsed.has('json')) {
     output.write('stdout', `${JSON.stringify({ version: 1, name: manifest.name, digest }, undefined, 2)}\n`);

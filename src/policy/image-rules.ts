@@ -1,0 +1,262 @@
+/**
+ * What operators say about images (`image:` of the policy data), checked and prepared for Rego: who signs them, and what
+ * else an image must have to boot. Keys are written into the data, so that the revision of a policy covers them.
+ */
+import { list, record } from '../job/schema/collections.ts';
+import { object, optional } from '../job/schema/objects.ts';
+import { duration, oneOf, text } from '../job/schema/scalars.ts';
+import type { Infer } from '../job/schema/schema.ts';
+import { compileIdentity } from '../verification/identity.ts';
+
+const DAY_MS = 86_400_000;
+/** As many as trust takes (src/verification/trust.ts). */
+const MAX_SIGNERS = 1000;
+const MAX_NAMES = 5000;
+const MAX_REVOKED = 50_000;
+/** PEM of a P-256 key has 180 characters. */
+const MAX_PEM_LENGTH = 2000;
+/** Advisories that are a fortnight old say little. */
+const DEFAULT_SCAN_AGE_MS = 14 * DAY_MS;
+
+/** Severities from the worst down, as findings are counted by; `unknown` counts as `medium`. */
+const SEVERITIES = ['critical', 'high', 'medium', 'unknown', 'low', 'negligible'] as const;
+
+export const ATTESTATIONS = ['provenance', 'sbom'] as const;
+export type AttestationKind = (typeof ATTESTATIONS)[number];
+
+const word = text({ expected: 'a word', pattern: '^[\\x21-\\x7e]+$', maxLength: 2048 });
+const names = list(word, { max: MAX_NAMES, expected: 'a list of names, or beginnings followed by `*`' });
+const time = text({
+  expected: 'a time, such as 2027-01-31 or 2027-01-31T12:00:00Z',
+  pattern: '^[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}:[0-9]{2}Z)?$',
+  check: (value) => (secondsOf(value) === undefined ? { wrong: `there is no time ${value}` } : undefined),
+});
+
+const ruleFields = {
+  local: optional(
+    oneOf('allow', 'deny'),
+    'Whether images that were built or imported on this machine run without a signature.',
+    { fallback: '`allow`' },
+  ),
+  'signed-by': optional(names, 'Those of `signers` whose signature counts.', { fallback: 'all' }),
+  'max-age': optional(duration(1000, 3650 * DAY_MS), 'How long ago an image may have been signed.'),
+  minimum: optional(
+    record(
+      { name: '<image>', expected: 'the name of an image', pattern: '^[a-z0-9][a-z0-9._-]{0,63}$' },
+      time,
+      {
+        max: MAX_NAMES,
+        expected: 'a mapping of images to times',
+      },
+    ),
+    'Signed images of that name that are older do not run: somebody may have put them back.',
+  ),
+  base: optional(names, 'Images or suites of which an image has to extend one.', { fallback: 'any' }),
+  attestations: optional(
+    list(oneOf(...ATTESTATIONS), { max: 2, expected: 'a list of `provenance` and `sbom`' }),
+    'What has to be signed beside the image.',
+  ),
+  builders: optional(names, 'Builders of which the provenance has to name one.', { fallback: 'any' }),
+  scan: optional(
+    object(
+      {
+        'fail-on': optional(
+          oneOf('critical', 'high', 'medium', 'low', 'negligible'),
+          'From what severity on a finding that counts keeps the image out.',
+        ),
+        'max-age': optional(duration(1000, 3650 * DAY_MS), 'How old what it was compared with may be.', {
+          fallback: '`14d`',
+        }),
+      },
+      { expected: 'a mapping with `fail-on` and `max-age`' },
+    ),
+    'An image has to have been scanned for vulnerabilities.',
+  ),
+};
+
+const rulesSchema = object(ruleFields, { expected: 'a mapping of rules about images' });
+
+const signerSchema = object(
+  {
+    key: optional(
+      text({
+        expected: 'a public key in PEM',
+        pattern: '^-----BEGIN PUBLIC KEY-----\\n[\\s\\S]+\\n-----END PUBLIC KEY-----\\n?$',
+        maxLength: MAX_PEM_LENGTH,
+      }),
+      'Public key, ECDSA P-256 or Ed25519.',
+    ),
+    issuer: optional(word, 'Who vouches for the identity; exact.'),
+    subject: optional(word, 'The identity; exact, or with `*` for one name.'),
+  },
+  { expected: 'a mapping with `key`, or with `issuer` and `subject`' },
+);
+
+export const imageSchema = object(
+  {
+    ...ruleFields,
+    signers: optional(
+      record(
+        {
+          name: '<name>',
+          expected: 'the name of a signer',
+          pattern: '^[A-Za-z0-9][A-Za-z0-9._-]{0,60}$',
+        },
+        signerSchema,
+        { max: MAX_SIGNERS, expected: 'a mapping of names to signers' },
+      ),
+      'Whose signatures of images are verified.',
+    ),
+    'trusted-root': optional(
+      text({
+        expected: 'the name of a file in the policy directory',
+        pattern: '^[A-Za-z0-9][A-Za-z0-9._-]{0,100}$',
+      }),
+      'The `trusted_root.json` that identities are verified with.',
+    ),
+    revoked: optional(
+      list(text({ expected: 'the digest of an image', pattern: '^sha256:[0-9a-f]{64}$' }), {
+        max: MAX_REVOKED,
+        expected: 'a list of digests of images',
+      }),
+      'Images that do not run any more, whoever signed or built them.',
+    ),
+    running: optional(
+      oneOf('finish', 'terminate'),
+      'What happens to jobs that run in an image that policy lets in no longer.',
+      { fallback: '`finish`' },
+    ),
+  },
+  { expected: 'a mapping of rules about images' },
+);
+
+export const imageRulesSchema = rulesSchema;
+
+type ImageData = Infer<typeof imageSchema>;
+type RulesData = Infer<typeof rulesSchema>;
+
+/** Names: all of them, single ones, or those with a beginning (as in data.ts). */
+interface NamePatterns {
+  readonly any: boolean;
+  readonly exact: Readonly<Record<string, true>>;
+  readonly prefixes: readonly string[];
+}
+
+/** One set of rules, complete; null: nothing is demanded. */
+export interface ImageRules {
+  readonly local: boolean;
+  readonly signers: NamePatterns;
+  readonly max_age_seconds: number | null;
+  /** Seconds since 1970, by the name of an image. */
+  readonly minimum: Readonly<Record<string, number>>;
+  readonly base: NamePatterns;
+  readonly attestations: readonly AttestationKind[];
+  readonly builders: NamePatterns;
+  readonly scan: { readonly max_age_seconds: number; readonly failing: readonly string[] } | null;
+}
+
+export type ImageSigner =
+  | { readonly name: string; readonly kind: 'key'; readonly pem: string }
+  | {
+      readonly name: string;
+      readonly kind: 'identity';
+      readonly issuer: string;
+      readonly subject: string | { readonly pattern: string };
+    };
+
+/** What verification goes by; Rego sees the names alone. */
+export interface ImageTrust {
+  readonly signers: readonly ImageSigner[];
+  /** Name of a file in the policy directory. */
+  readonly trustedRoot?: string;
+}
+
+export type PatternReader = (entries: readonly string[]) => NamePatterns;
+/** Reports what is wrong with the value of a key. */
+export type WrongReporter = (container: object, key: string, message: string, hint?: string) => void;
+
+const ANYTHING: NamePatterns = { any: true, exact: {}, prefixes: [] };
+
+/** What counts where nothing is said: images of this machine run, others need a signature of anybody in `signers`. */
+export const DEFAULT_IMAGE_RULES: ImageRules = {
+  local: true,
+  signers: ANYTHING,
+  max_age_seconds: null,
+  minimum: {},
+  base: ANYTHING,
+  attestations: [],
+  builders: ANYTHING,
+  scan: null,
+};
+
+/** `data` over `base`: each key that is there takes the place of the one below it. */
+export function lowerImageRules(data: RulesData, base: ImageRules, patterns: PatternReader): ImageRules {
+  const { maxAge, signedBy, scan } = data;
+  return {
+    local: data.local === undefined ? base.local : data.local === 'allow',
+    signers: signedBy === undefined ? base.signers : patterns(signedBy),
+    max_age_seconds: maxAge === undefined ? base.max_age_seconds : Math.floor(maxAge / 1000),
+    minimum:
+      data.minimum === undefined
+        ? base.minimum
+        : Object.fromEntries(
+            Object.entries(data.minimum).map(([name, value]) => [
+              name,
+              secondsOf(value) ?? Number.MAX_SAFE_INTEGER,
+            ]),
+          ),
+    base: data.base === undefined ? base.base : patterns(data.base),
+    attestations: data.attestations ?? base.attestations,
+    builders: data.builders === undefined ? base.builders : patterns(data.builders),
+    scan:
+      scan === undefined
+        ? base.scan
+        : {
+            max_age_seconds: Math.floor((scan.maxAge ?? DEFAULT_SCAN_AGE_MS) / 1000),
+            failing: scan.failOn === undefined ? [] : severitiesFrom(scan.failOn),
+          },
+  };
+}
+
+export function lowerImageTrust(data: ImageData, wrong: WrongReporter): ImageTrust {
+  const signers: ImageSigner[] = [];
+  for (const [name, signer] of Object.entries(data.signers ?? {})) {
+    const { key, issuer, subject } = signer;
+    if (key !== undefined && issuer === undefined && subject === undefined) {
+      signers.push({ name, kind: 'key', pem: key });
+    } else if (key === undefined && issuer !== undefined && subject !== undefined) {
+      const identity = { issuer, subject: subject.includes('*') ? { pattern: subject } : subject };
+      try {
+        compileIdentity(identity);
+        signers.push({ name, kind: 'identity', ...identity });
+      } catch (error) {
+        wrong(data.signers ?? {}, name, error instanceof Error ? error.message : String(error));
+      }
+    } else {
+      wrong(data.signers ?? {}, name, 'a signer has either a `key`, or an `issuer` and a `subject`');
+    }
+  }
+  const { trustedRoot } = data;
+  if (trustedRoot === undefined && signers.some(({ kind }) => kind === 'identity')) {
+    wrong(
+      data,
+      'signers',
+      'identities are accepted, but there is no `trusted-root` to verify them with',
+      'put the trusted_root.json of the Sigstore into the policy directory, and name it',
+    );
+  }
+  return { signers, ...(trustedRoot === undefined ? {} : { trustedRoot }) };
+}
+
+/** Seconds since 1970 of a day or time in UTC. */
+function secondsOf(value: string): number | undefined {
+  const ms = Date.parse(value.includes('T') ? value : `${value}T00:00:00Z`);
+  if (Number.isNaN(ms) || !new Date(ms).toISOString().startsWith(value.slice(0, 10))) return undefined;
+  return Math.floor(ms / 1000);
+}
+
+/** That severity and the worse ones. What nobody has rated counts as medium. */
+function severitiesFrom(threshold: (typeof SEVERITIES)[number]): readonly string[] {
+  const last = threshold === 'medium' ? 'unknown' : threshold;
+  return SEVERITIES.slice(0, SEVERITIES.indexOf(last) + 1);
+}
