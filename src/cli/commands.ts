@@ -178,11 +178,16 @@ export const COMMANDS: readonly CommandSpec[] = [
         short: 't',
         help: 'put the time (UTC) at which it was written before every line',
       },
+      {
+        name: 'json',
+        help: 'print every event and every piece of output as a line of JSON, with its time: as `ct run --progress=rawjson`',
+      },
     ],
     examples: [
       { command: 'ct logs', what: 'the newest run' },
       { command: 'ct logs -f build', what: 'follow the newest run of the job `build`' },
       { command: 'ct logs --failed build', what: 'only what failed' },
+      { command: 'ct logs --json -f build', what: 'lines of JSON as it goes on, for a script' },
     ],
     load: () => import('./commands/logs.ts'),
   },

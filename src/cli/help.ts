@@ -115,6 +115,8 @@ const RAWJSON_SECTION = `## Machine-readable output
 \`ct run --progress=rawjson\` prints a line of JSON per event as it happens. \`type\` says which: \`progress\`,
 \`job-start\`, the events of \`src/protocol/run.ts\` with the name of their \`job\`, \`output\` (\`stream\`, \`step\`,
 and \`text\`, or \`base64\` where the bytes are not UTF-8), \`job-end\`, and at the end \`end\` with the document above.
+\`ct logs --json\` prints the same of a run that is on record, each with its \`time\` (and no \`end\`), and \`dropped\` (\`bytes\`)
+where output was not kept.
 
 \`ct ps --json\` prints a line of JSON per run; [runs.md](runs.md) lists its keys and those of \`ct inspect --json\`.
 \`ct alerts --json\` prints a line per alert; [alerts.md](alerts.md) lists its keys. \`ct policy check --json\` prints

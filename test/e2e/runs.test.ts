@@ -156,6 +156,20 @@ test('logs of a job show its steps as `ct run` did; --failed, --step and --times
   assert.equal((await ct('logs', '--step', 'one', '--step', '2', 'steps')).stdout, 'first\nsecond\n');
   const stamped = await ct('logs', '-t', '--step', 'one', 'steps');
   assert.match(stamped.stdout, /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z first\n$/);
+  const lines = (await ct('logs', '--json', '--step', 'one', '--step', '2', 'steps')).stdout
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line) as Record<string, unknown>);
+  assert.deepEqual(
+    lines
+      .filter(({ type, stream }) => type === 'output' && stream === 'stdout')
+      .map(({ step, text }) => ({ step, text })),
+    [
+      { step: 0, text: 'first\n' },
+      { step: 1, text: 'second\n' },
+    ],
+  );
+  assert.ok(lines.every(({ time }) => /^\d{4}-\d\d-\d\dT/.test(String(time))));
   const unknown = await ct('logs', '--step', 'fuor', 'steps');
   assert.deepEqual([unknown.status, /did you mean `four`/.test(unknown.stderr)], [2, true]);
   assert.match((await ct('logs', '--failed', 'true')).stderr, /no step .* failed/);

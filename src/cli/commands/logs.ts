@@ -9,6 +9,7 @@ import type { Output, Stream } from '../output.ts';
 import { CommandRenderer } from '../render/command.ts';
 import { formatBytes } from '../render/format.ts';
 import { LinePrefixer } from '../render/line-prefixer.ts';
+import { RawJsonRenderer } from '../render/raw-json.ts';
 import { JobRecord } from '../render/record.ts';
 import type { Renderer } from '../render/renderer.ts';
 import { Terminal } from '../render/terminal.ts';
@@ -25,7 +26,11 @@ export async function run(parsed: ParsedOptions, output: Output): Promise<number
     output.write('stderr', `no step of run ${detail.run} failed\n`);
     return 0;
   }
-  using view = new LogView(output, detail, { steps, timestamps: parsed.has('timestamps') });
+  using view = new LogView(output, detail, {
+    steps,
+    timestamps: parsed.has('timestamps'),
+    json: parsed.has('json'),
+  });
   const ended = parsed.has('follow') ? follower(host, detail) : () => true;
   for await (const entry of readRunLog(detail.logDirectory, ended)) {
     if (output.isBroken) return 0;
@@ -79,11 +84,14 @@ interface LogViewOptions {
   /** Only these; then nothing of the VM and the job as a whole is shown. */
   readonly steps: ReadonlySet<number> | undefined;
   readonly timestamps: boolean;
+  /** Lines of JSON, which all have the time. */
+  readonly json: boolean;
 }
 
 class LogView implements Disposable {
   readonly #terminal: Terminal;
   readonly #renderer: Renderer;
+  readonly #json: RawJsonRenderer | undefined;
   readonly #job: JobRecord;
   readonly #options: LogViewOptions;
   readonly #prefixers = new Map<string, LinePrefixer>();
@@ -102,16 +110,21 @@ class LogView implements Disposable {
     this.#terminal = new Terminal(output, { live: false });
     // As `ct run -- CMD` names its only step; whoever ran that saw the bytes of the command and nothing else.
     const isCommand = detail.steps.length === 1 && detail.steps[0]?.name === detail.job;
+    const time = (): object => ({ time: new Date(this.#timeMs).toISOString() });
+    this.#json = options.json ? new RawJsonRenderer(output, time) : undefined;
+    this.#timeMs = detail.createdAtMs;
     this.#renderer =
-      isCommand || options.steps?.size === 1
+      this.#json ??
+      (isCommand || options.steps?.size === 1
         ? new CommandRenderer(this.#terminal)
-        : new TextRenderer(this.#terminal, { jobNames: [detail.job], stdoutTo: 'stdout' });
+        : new TextRenderer(this.#terminal, { jobNames: [detail.job], stdoutTo: 'stdout' }));
     this.#renderer.jobStart(this.#job);
   }
 
   async show(entry: LogEntry): Promise<void> {
     if (entry.type === 'dropped') {
       this.#flush();
+      if (this.#json) return this.#json.dropped(this.#job, entry.bytes);
       const amount = formatBytes(entry.bytes);
       this.#terminal.line(
         this.#terminal.style.yellow(`… ${amount} of output were not kept: the log was full …`),
@@ -122,7 +135,8 @@ class LogView implements Disposable {
     if (!this.#isWanted(entry)) return;
     if (entry.type === 'output') {
       const { stream, step } = entry;
-      const bytes = this.#options.timestamps ? this.#prefixer(stream, step).push(entry.bytes) : entry.bytes;
+      const prefixed = this.#options.timestamps && !this.#json;
+      const bytes = prefixed ? this.#prefixer(stream, step).push(entry.bytes) : entry.bytes;
       await this.#renderer.output(this.#job, stream, step, bytes);
     } else {
       if (entry.event.type === 'step-end') this.#flush();

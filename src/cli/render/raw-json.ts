@@ -8,11 +8,19 @@ import type { Renderer } from './renderer.ts';
 
 export class RawJsonRenderer implements Renderer {
   readonly #output: Sink;
+  readonly #stamp: () => object;
   /** Beginnings of characters whose rest has not come yet, per job, stream and step. */
   readonly #carry = new Map<string, Buffer>();
 
-  constructor(output: Sink) {
+  /** `stamp`: what stands in every line beside what happened. */
+  constructor(output: Sink, stamp: () => object = () => ({})) {
     this.#output = output;
+    this.#stamp = stamp;
+  }
+
+  /** Output that is not on record any more. */
+  dropped(job: JobRecord, bytes: number): void {
+    this.#print({ type: 'dropped', job: job.name, bytes });
   }
 
   progress(what: string): void {
@@ -85,8 +93,8 @@ export class RawJsonRenderer implements Renderer {
     return this.#print({ type: 'output', job: job.name, stream, step, ...data });
   }
 
-  #print(line: unknown): undefined | Promise<void> {
-    return this.#output.write('stdout', `${JSON.stringify(line)}\n`);
+  #print(line: object): undefined | Promise<void> {
+    return this.#output.write('stdout', `${JSON.stringify({ ...this.#stamp(), ...line })}\n`);
   }
 }
 
