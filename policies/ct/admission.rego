@@ -3,6 +3,7 @@
 # Operators add `deny` rules of their own to this package; nothing overrides them.
 package ct.admission
 
+import data.ct.exec
 import data.ct.lib
 
 default decision := {
@@ -15,7 +16,7 @@ default decision := {
 	"network": {"mode": "enforce", "allow": []},
 }
 
-decision := {"allow": true, "denials": [], "network": network, "audit": audit} if {
+decision := {"allow": true, "denials": [], "network": network, "audit": audit, "code": exec.settings} if {
 	lib.ready
 	allowed
 	count(deny) == 0
@@ -55,6 +56,7 @@ allowed if {
 	}
 	mode
 	audit
+	exec.settings
 }
 
 run := input.run
@@ -283,11 +285,14 @@ deny contains {
 # ----------------------------------------------------------------------------------------------------------- record
 
 # Whether system calls are on record: the strictest of what counts.
-audit := [name | some name, rank in lib.audit_strictness; rank == max(audit_ranks)][0]
+audit := [name | some name, rank in lib.audit_strictness; rank == max(audit_ranks)][0] if lib.audit_strictness[profile.audit] >= 0
 
 audit_ranks contains lib.audit_strictness[profile.audit]
 
 audit_ranks contains lib.audit_strictness[lib.config.untrusted.audit] if stranger
+
+# What code control refuses and records is on record.
+audit_ranks contains lib.audit_strictness[exec.audit]
 
 # ----------------------------------------------------------------------------------------------------------- words
 

@@ -13,7 +13,7 @@ preset(name) := {"rule": name, "host": "registry.example", "port": 443, "protoco
 ceiling(exact, below, any, presets) := {"exact": exact, "below": below, "any": any, "presets": presets}
 
 general := {
-	"mode": "audit", "audit": "on", "ceiling": "general", "always": [rule("always.example", 443, "tls")],
+	"mode": "audit", "audit": "on", "exec": {"mode": "off", "trust": {"source": true, "built": true}, "inline": {}}, "ceiling": "general", "always": [rule("always.example", 443, "tls")],
 	"trust": {"local": true, "trusted": true, "untrusted": true}, "refs": {"any": false, "exact": {}, "prefixes": ["refs/heads/"]},
 	"actors": names(["alice"]), "images": names(["debian", "node", "sha256:1"]),
 	"limits": {"cpus": 4, "memory_mib": 4096, "disk_mib": 4096, "timeout_seconds": 3600}, "secrets": [],
@@ -29,12 +29,13 @@ config := {
 	},
 	"repositories": {"any": false, "exact": {"other/site": true}, "prefixes": ["acme/"]},
 	"secrets": [grant("TOKEN", false), grant("TEST_", true)],
+	"interpreters": {},
 	"general": general,
 	"profiles": {
 		"exact": {"acme/site": object.union(general, {"mode": "enforce", "ceiling": "everything", "secrets": [grant("OWN", false)]})},
 		"prefixes": {"acme/infra-": object.union(general, {"actors": everything, "audit": "off"})},
 	},
-	"untrusted": {"mode": "terminate", "audit": "required", "ceiling": "untrusted", "images": names(["node"]), "limits": {"cpus": 2, "memory_mib": 8192, "disk_mib": 4096, "timeout_seconds": 3600}},
+	"untrusted": {"mode": "terminate", "audit": "required", "exec": {"mode": "off", "trust": {}, "inline": {}}, "ceiling": "untrusted", "images": names(["node"]), "limits": {"cpus": 2, "memory_mib": 8192, "disk_mib": 4096, "timeout_seconds": 3600}},
 	"ceilings": {
 		"general": ceiling(
 			{"a.example": [rule("a.example", 443, "tls"), rule("a.example", 80, "http")], "db.example": [rule("db.example", 5432, "tcp")]},
@@ -77,7 +78,7 @@ refuses(change, wanted) if {
 asks(list) := {"network": {"ask": list}}
 
 test_gets_what_everybody_gets if {
-	decide({}) == {"allow": true, "denials": [], "network": {"mode": "audit", "allow": [rule("always.example", 443, "tls")]}, "audit": "on"}
+	decide({}) == {"allow": true, "denials": [], "network": {"mode": "audit", "allow": [rule("always.example", 443, "tls")]}, "audit": "on", "code": {"mode": "off"}}
 }
 
 test_asks_in_order_and_once if {

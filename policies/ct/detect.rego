@@ -5,6 +5,7 @@
 # their own to this package.
 package ct.detect
 
+import data.ct.exec
 import data.ct.lib
 
 # Undefined, which is an error and not "nothing found", unless input and data are of the version that these rules know.
@@ -25,6 +26,8 @@ told contains [found_.event, found_.rule, finding] if {
 		"action": action,
 	}
 }
+
+told contains [found_.event, found_.rule, found_] if some found_ in exec.found
 
 # What is said by mistake is no reason to look away.
 action_of(found_) := action if {

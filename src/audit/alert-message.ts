@@ -32,7 +32,7 @@ interface PlainText {
  * notifications show, has markup off.
  */
 function slackMessage(alert: Alert): unknown {
-  const { run, process, destination } = alert;
+  const { run, process, file, destination } = alert;
   const rows: [string, string | undefined][] = [
     ['Action', alert.count === 1 ? alert.action : `${alert.action}, ${alert.count} times`],
     ['Severity', alert.severity],
@@ -42,6 +42,7 @@ function slackMessage(alert: Alert): unknown {
     ['Repository', [run.repository, run.ref].filter(Boolean).join(' ') || undefined],
     ['Actor', run.actor],
     ['Process', process && `${process.pid} ${process.arguments ?? process.binary}`],
+    ['File', file && [file.path, file.digest].filter(Boolean).join(' ')],
     ['Run', run.id],
     ['Time', alert.time],
   ];

@@ -36,7 +36,7 @@ export function safeText(text: string, maxCharacters: number): string {
 
 /** The alert with every string made safe. */
 export function safeAlert(alert: Alert): Alert {
-  const { run, process, destination } = alert;
+  const { run, process, file, destination } = alert;
   const word = (text: string): string => safeText(text, MAX_WORD_CHARACTERS);
   return {
     version: 1,
@@ -63,6 +63,14 @@ export function safeAlert(alert: Alert): Alert {
             ...(process.arguments === undefined
               ? {}
               : { arguments: safeText(process.arguments, MAX_ARGUMENTS_CHARACTERS) }),
+          },
+        }),
+    ...(file === undefined
+      ? {}
+      : {
+          file: {
+            path: safeText(file.path, MAX_PATH_CHARACTERS),
+            ...(file.digest === undefined ? {} : { digest: word(file.digest) }),
           },
         }),
     ...(destination === undefined
@@ -104,6 +112,7 @@ export function alertOf(value: unknown): Alert | undefined {
     (value['process'] === undefined ||
       (hasStrings(value['process'], ['binary'], ['arguments']) &&
         Number.isSafeInteger(alert.process?.pid))) &&
+    (value['file'] === undefined || hasStrings(value['file'], ['path'], ['digest'])) &&
     (value['destination'] === undefined ||
       (hasStrings(value['destination'], ['host'], ['protocol']) &&
         (alert.destination?.port === undefined || Number.isSafeInteger(alert.destination.port))));

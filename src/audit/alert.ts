@@ -24,6 +24,8 @@ export interface Alert {
   };
   /** Who did it, where that is known. */
   readonly process?: { readonly pid: number; readonly binary: string; readonly arguments?: string };
+  /** What it was about, where that is a file: its path in the VM, and `sha256:…` where that was computed. */
+  readonly file?: { readonly path: string; readonly digest?: string } | undefined;
   readonly destination?: { readonly host: string; readonly port?: number; readonly protocol?: string };
   /** Where the proof lies: a file and what to look for in it. */
   readonly evidence: { readonly file: string; readonly id: string };

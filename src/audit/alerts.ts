@@ -26,7 +26,7 @@ const ORPHANS_MS = 24 * 60 * 60_000;
 /** How long the last requests may take when the daemon ends. */
 const CLOSE_MS = 2000;
 
-/** One run, rule, action and destination. */
+/** One run, rule, action, and destination or file. */
 interface Kind {
   /** The newest. */
   alert: Alert;
@@ -154,15 +154,16 @@ export class Alerts implements AlertSink {
 
   /** What counts as the same. A run with too many destinations has one more for all others of a rule. */
   #kindOf(alert: Alert): { readonly key: string; readonly told: Alert } {
-    const { run, rule, action, destination } = alert;
-    const key = JSON.stringify([run.id, rule, action, destination?.host, destination?.port]);
+    const { run, rule, action, destination, file } = alert;
+    const key = JSON.stringify([run.id, rule, action, destination?.host, destination?.port, file?.path]);
     const isNew = !this.#kinds.has(key);
     // That a run was ended is said in any case: it happens once.
     if (!isNew || action === 'terminated' || (this.#kindsPerRun.get(run.id) ?? 0) < MAX_KINDS_PER_RUN) {
       return { key, told: alert };
     }
-    const { destination: _, ...rest } = alert;
-    const title = `${alert.title} (and other destinations: see the decisions of the run)`;
+    const { destination: _, file: __, ...rest } = alert;
+    const others = file === undefined ? 'destinations' : 'files';
+    const title = `${alert.title} (and other ${others}: see the decisions of the run)`;
     return { key: JSON.stringify([run.id, rule, action]), told: { ...rest, title } };
   }
 

@@ -6,7 +6,7 @@
  * to {@link Detections.alerts}.
  */
 import { createHash } from 'node:crypto';
-import type { DetectInput, Finding } from '../policy/detection.ts';
+import type { DetectEvent, DetectInput, Finding } from '../policy/detection.ts';
 import type { RunFacts } from '../policy/input.ts';
 import { type Alert, alertRun } from './alert.ts';
 import type { Candidate, Candidates } from './detection/candidates.ts';
@@ -19,6 +19,8 @@ export interface DetectionOptions {
   readonly run: RunFacts & { readonly id: string };
   /** `host:port` that earlier runs of the job connected to; null: there were none to learn from. */
   readonly baseline: readonly string[] | null;
+  /** Which code may run; absent: nothing is judged. */
+  readonly code?: DetectInput['code'];
   /** Nanoseconds since 1970 when the guest's clock was 0. */
   readonly clockOffsetNs: bigint;
   /** Where the run's record lies. */
@@ -44,17 +46,18 @@ export class Detections {
 
   /** What to ask about a batch. */
   question(batch: readonly Candidate[]): DetectInput {
-    const { run, baseline } = this.#options;
+    const { run, baseline, code } = this.#options;
     return {
       version: 1,
       run,
       baseline: baseline && { destinations: baseline },
+      ...(code && { code }),
       events: batch.map(({ event }) => event),
     };
   }
 
   /**
-   * What the answer to a question means: an alert for each finding. No answer is an alert, too, once in a run: somebody has to
+   * What the answer to a question means: an alert for each finding that asks for one. No answer is an alert, too, once in a run: somebody has to
    * know that nothing is being looked for.
    */
   alerts(batch: readonly Candidate[], findings: readonly Finding[] | undefined, now: Date): Detected[] {
@@ -78,20 +81,28 @@ export class Detections {
 
   #alert(finding: Finding, batch: readonly Candidate[]): Detected | undefined {
     const candidate = batch[finding.event];
-    if (!candidate) return undefined;
+    if (!candidate || finding.action === 'record') return undefined;
     const { event, process, timeNs } = candidate;
-    const text = event.kind === 'exec' ? event.exec.args.join(' ').slice(0, MAX_COMMAND_CHARACTERS) : '';
+    const text = argumentsOf(event).join(' ').slice(0, MAX_COMMAND_CHARACTERS);
+    const file = fileOf(event);
     return this.#detected(finding, {
       time: this.#clock.text(timeNs),
-      process: {
-        pid: process.pid,
-        binary: event.process.binary,
-        ...(text === '' ? {} : { arguments: text }),
-      },
+      // What the host itself has found is of no process.
+      ...(process.pid === 0
+        ? {}
+        : {
+            process: {
+              pid: process.pid,
+              binary: event.process.binary,
+              ...(text === '' ? {} : { arguments: text }),
+            },
+          }),
+      ...(file && { file }),
       ...(event.kind === 'connect'
         ? { destination: { host: event.connect.host, port: event.connect.port } }
         : {}),
       key: `${process.pid}:${process.startedNs}:${timeNs}`,
+      isRefused: event.kind === 'denied' && event.denied.refused,
     });
   }
 
@@ -102,7 +113,14 @@ export class Detections {
 
   #detected(
     { rule, severity, message, action }: Omit<Finding, 'event'>,
-    { key, ...what }: Pick<Alert, 'time' | 'process' | 'destination'> & { readonly key: string },
+    {
+      key,
+      isRefused = false,
+      ...what
+    }: Pick<Alert, 'time' | 'process' | 'file' | 'destination'> & {
+      readonly key: string;
+      readonly isRefused?: boolean;
+    },
   ): Detected {
     const { run, evidence } = this.#options;
     const isTerminating = action === 'terminate';
@@ -114,7 +132,7 @@ export class Detections {
         severity,
         title: message,
         rule,
-        action: isTerminating ? 'terminated' : 'recorded',
+        action: isTerminating ? 'terminated' : isRefused ? 'denied' : 'recorded',
         run: alertRun(run),
         ...what,
         evidence: { file: evidence, id: key },
@@ -122,6 +140,20 @@ export class Detections {
       },
     };
   }
+}
+
+/** The command line that belongs to it. */
+function argumentsOf(event: DetectEvent): readonly string[] {
+  if (event.kind === 'exec') return event.exec.args;
+  return event.kind === 'denied' ? event.denied.args : [];
+}
+
+/** The file that was to be run, or that is not as it should be. */
+function fileOf(event: DetectEvent): Alert['file'] {
+  if (event.kind === 'packages') return { path: event.packages.path };
+  if (event.kind !== 'denied' || event.denied.path === '') return undefined;
+  const { path, digest } = event.denied;
+  return { path, ...(digest === undefined ? {} : { digest: `sha256:${digest}` }) };
 }
 
 /** In the form of a UUID (RFC 9562, version 8): the same finding has the same id, so that receivers drop it the second time. */

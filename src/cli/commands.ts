@@ -82,6 +82,12 @@ export const COMMANDS: readonly CommandSpec[] = [
         help: 'presets and destinations that jobs may connect to, over what they say: npm,https://example.com or none',
       },
       {
+        name: 'exec',
+        value: 'MODE',
+        choices: ['audit', 'enforce', 'terminate'],
+        help: 'what happens to code that nobody vouches for, over what jobs say: audit, enforce or terminate',
+      },
+      {
         name: 'env',
         short: 'e',
         value: 'K=V',

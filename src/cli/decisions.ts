@@ -11,6 +11,7 @@ import {
   parseEgressDecision,
   parseImageDecision,
 } from '../policy/decision.ts';
+import { type Finding, parseFindings } from '../policy/detection.ts';
 import type { AdmissionInput, EgressInput, ImageInput } from '../policy/input.ts';
 import type { Observation } from '../policy/learn.ts';
 
@@ -18,6 +19,7 @@ export interface DecisionLogView {
   readonly egress: readonly EgressEntry[];
   readonly admission: readonly AdmissionEntry[];
   readonly images: readonly ImageEntry[];
+  readonly code: readonly CodeEntry[];
   /** Digests of the policies that decided: one, unless the policy changed meanwhile. */
   readonly revisions: readonly string[];
   /** The run used up its entries: what came later is not here. */
@@ -46,6 +48,11 @@ export interface ImageEntry extends Entry {
   readonly decision: ImageDecision;
 }
 
+/** What was said of code that the job ran, or was to run. */
+export interface CodeEntry extends Entry {
+  readonly finding: Finding;
+}
+
 /** One denial, or what mode `audit` only recorded. */
 export interface Refusal {
   readonly id: string;
@@ -64,6 +71,7 @@ export function readDecisions(lines: readonly unknown[]): DecisionLogView {
   const egress: EgressEntry[] = [];
   const admission: AdmissionEntry[] = [];
   const images: ImageEntry[] = [];
+  const code: CodeEntry[] = [];
   const revisions = new Set<string>();
   let isFull = false;
   for (const line of lines) {
@@ -88,19 +96,23 @@ export function readDecisions(lines: readonly unknown[]): DecisionLogView {
     } else if (path === 'ct/image/decision') {
       const decision = parseImageDecision(result);
       if (decision) images.push({ id, time, input: input as unknown as ImageInput, decision });
+    } else if (path === 'ct/detect/decision' && Array.isArray(input['events'])) {
+      const [finding] = parseFindings(result, input['events'].length) ?? [];
+      if (finding) code.push({ id, time, finding });
     }
   }
   return {
     egress: egress.map((entry) => ({ ...entry, count: counts.get(entry.id) ?? 1 })),
     admission,
     images,
+    code,
     revisions: [...revisions],
     isFull,
   };
 }
 
 /** In the order in which they came. */
-export function refusalsOf({ egress, admission, images }: DecisionLogView): Refusal[] {
+export function refusalsOf({ egress, admission, images, code }: DecisionLogView): Refusal[] {
   const refused = [...admission, ...images].flatMap(({ id, time, decision }) =>
     decision.denials.map((denial): Refusal => ({ id, time, action: 'denied', count: 1, denial })),
   );
@@ -114,7 +126,18 @@ export function refusalsOf({ egress, admission, images }: DecisionLogView): Refu
       { id, time, ...(step === undefined ? {} : { step }), action: words[action], count, denial, request },
     ];
   });
-  return [...refused, ...denied];
+  const run = code.map(({ id, time, finding }): Refusal => {
+    const { rule, message, hint, action } = finding;
+    return {
+      id,
+      time,
+      action: ({ record: 'recorded', alert: 'denied', terminate: 'terminated' } as const)[action],
+      count: 1,
+      denial: { rule, message, ...(hint === undefined ? {} : { hint }) },
+    };
+  });
+  const later = [...denied, ...run].toSorted((a, b) => (a.time < b.time ? -1 : a.time > b.time ? 1 : 0));
+  return [...refused, ...later];
 }
 
 function isObject(value: unknown): value is Readonly<Record<string, unknown>> {

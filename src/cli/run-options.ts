@@ -2,6 +2,7 @@
 import { resolve } from 'node:path';
 import { CtError } from '../core/errors.ts';
 import { wrongDestination } from '../job/network.ts';
+import type { PlanOptions } from '../job/planned-job.ts';
 import { parseSizeMib } from '../job/quantity.ts';
 import { MAX_NETWORK_ENTRIES, MAX_NETWORK_ENTRY_BYTES } from '../protocol/network.ts';
 import { isSecretName } from '../protocol/secret-record.ts';
@@ -20,6 +21,7 @@ export interface RunOptions {
     readonly memoryMib?: number;
     readonly env: Readonly<Record<string, string>>;
     readonly network?: 'none' | readonly string[];
+    readonly exec?: NonNullable<PlanOptions['exec']>;
   };
   readonly secrets: SecretOptions;
   readonly respectIgnore: boolean;
@@ -87,6 +89,7 @@ export function readRunOptions(parsed: ParsedOptions, around: RunEnvironment): R
   const cpus = readCpus(parsed.value('cpu'));
   const memoryMib = readMemory(parsed.value('memory'));
   const network = readNetwork(parsed.values('network'));
+  const exec = parsed.value('exec') as PlanOptions['exec'];
   return {
     targets: parsed.positionals,
     command,
@@ -96,6 +99,7 @@ export function readRunOptions(parsed: ParsedOptions, around: RunEnvironment): R
       ...(cpus === undefined ? {} : { cpus }),
       ...(memoryMib === undefined ? {} : { memoryMib }),
       ...(network === undefined ? {} : { network }),
+      ...(exec === undefined ? {} : { exec }),
       env: readEnv(parsed.values('env'), around.env),
     },
     secrets: readSecrets(parsed, around.cwd),

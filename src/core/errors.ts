@@ -204,6 +204,11 @@ export const ERROR_CODES = {
   STEP_TIMEOUT: { kind: 'timeout', http: 504, when: 'a step ran longer than its timeout' },
   JOB_TIMEOUT: { kind: 'timeout', http: 504, when: 'a job ran longer than its timeout' },
   JOB_FAILED: { kind: 'job', http: 200, when: 'a step of the job failed' },
+  PACKAGES_UNVERIFIED: {
+    kind: 'job',
+    http: 422,
+    when: 'the packages that a step has fetched are not those of the lock file, or there is none',
+  },
   CANCELLED: { kind: 'cancelled', http: 499, when: 'the run was cancelled' },
   SOCKET_PATH_TOO_LONG: { kind: 'user', http: 500, when: 'a unix socket path would exceed 107 bytes' },
   STATE_DIRECTORY_UNSAFE: {

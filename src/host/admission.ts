@@ -2,10 +2,11 @@
 import { CtError } from '../core/errors.ts';
 import type { PresetResolution, PresetResolver } from '../egress/presets/index.ts';
 import { secretNames } from '../job/planned-job.ts';
-import type { AdmissionDecision, Decided } from '../policy/decision.ts';
+import { type AdmissionDecision, codeSettings, type Decided } from '../policy/decision.ts';
 import { type Destination, indexDestinations, parseDestination } from '../policy/destination.ts';
 import { type AdmissionInput, type DestinationIndex, INPUT_VERSION, type RunFacts } from '../policy/input.ts';
 import type { AuditMode } from '../protocol/audit.ts';
+import type { CodeSettings } from '../protocol/code.ts';
 import type { GuestNetworkSettings, NetworkMode } from '../protocol/network.ts';
 import type { JobRequest } from '../protocol/run.ts';
 import type { CurrentPolicy, HostPolicy } from './policy.ts';
@@ -34,6 +35,10 @@ export interface Grant {
   readonly audit: AuditMode;
   readonly mode: NetworkMode;
   readonly allow: DestinationIndex;
+  /** Something can be reached: what no rule allows passes in mode `audit`. */
+  readonly hasNetwork: boolean;
+  /** Which code may run; absent: all. */
+  readonly code?: CodeSettings;
   /** For clients in the guest; absent without a network. */
   readonly settings?: GuestNetworkSettings;
   /** For whoever started the job. */
@@ -66,6 +71,7 @@ export async function consider(
     },
     secrets: secretNames(request),
     network: { ...(mode === undefined ? {} : { mode }), ask },
+    ...(request.exec === undefined ? {} : { exec: { mode: request.exec } }),
   };
   return { policy: current, input, decided: await current.engine.decideAdmission(input), presets };
 }
@@ -79,12 +85,19 @@ export async function grantOf(
   if (!decision.allow) throw denial(decision, meta.error);
   const { mode, allow } = decision.network;
   const { audit = 'required' } = decision; // it is there if the job is allowed
+  const code = decision.code && codeSettings(decision.code);
   const notices = presets.flatMap((preset) => preset.notices);
-  if (allow.length === 0) return { audit, mode, allow: indexDestinations([]), notices };
-  const guest = await resolver.guestSettings(presets);
-  return {
+  const granted = {
     audit,
     mode,
+    hasNetwork: allow.length > 0 || mode === 'audit',
+    // Digests of signed code: the caller's, who has verified them.
+    ...(code && { code: { ...code, digests: [] } }),
+  };
+  if (allow.length === 0) return { ...granted, allow: indexDestinations([]), notices };
+  const guest = await resolver.guestSettings(presets);
+  return {
+    ...granted,
     allow: indexDestinations(allow),
     settings: guest.settings,
     notices: [...notices, ...guest.notices],

@@ -7,8 +7,9 @@ import { CtError, toCtError } from '../core/errors.ts';
 import { VERSION } from '../core/version.ts';
 import { resultOf } from '../job/outcome.ts';
 import type { AdmissionDecision, Decided, EgressDecision, ImageDecision } from '../policy/decision.ts';
+import type { DetectInput } from '../policy/detection.ts';
 import type { AdmissionInput, EgressInput, ImageInput, RunFacts } from '../policy/input.ts';
-import { decisionLogEntry } from '../policy/log-entry.ts';
+import { decisionLogEntry, type FindingDecision } from '../policy/log-entry.ts';
 import { MAX_JSON_BYTES } from '../protocol/limits.ts';
 import { parseJobRequest } from '../protocol/parse-job-request.ts';
 import { encodeChunked, RecordDecoder } from '../protocol/records.ts';
@@ -23,6 +24,7 @@ import {
 import type { MachineShape } from '../vmm/driver.ts';
 import { type AdmissionOptions, type Applicant, consider, type Grant, grantOf } from './admission.ts';
 import { type Capacity, VM_OVERHEAD_MIB } from './capacity.ts';
+import { CodeVerdicts } from './code-verdicts.ts';
 import type { DecisionLog } from './decision-log.ts';
 import type { Dialer } from './dialer.ts';
 import { egressAlert } from './egress-alerts.ts';
@@ -155,8 +157,8 @@ async function judgeImage(
 /** The id of the entry. */
 function record(
   log: DecisionLog,
-  input: AdmissionInput | EgressInput | ImageInput,
-  decided: Decided<AdmissionDecision | EgressDecision | ImageDecision>,
+  input: AdmissionInput | EgressInput | ImageInput | DetectInput,
+  decided: Decided<AdmissionDecision | EgressDecision | ImageDecision | FindingDecision>,
 ): string {
   const decisionId = randomUUID();
   log.add(decisionLogEntry({ decisionId, time: new Date(), labels: { version: VERSION } }, input, decided));
@@ -225,11 +227,20 @@ async function runAdmitted(
     throw error;
   }
   const { socket, pending } = connection.release();
+  const { code } = grant;
   const detections =
     audit &&
     new RunDetections({
       engine: admitted.policy.engine,
       run: admitted.facts,
+      ...(code && {
+        code: { mode: code.mode, trust: code.trust },
+        verdicts: new CodeVerdicts({
+          run: run.id,
+          record: (input, finding, meta) =>
+            record(admitted.log, input, { decision: { findings: [finding] }, meta }),
+        }),
+      }),
       baseline: options.runs.baselineOf(request.name),
       evidence: audit.directory,
       alerts: options.alerts,
@@ -244,6 +255,7 @@ async function runAdmitted(
     socket,
     pending,
     settings: grant.settings,
+    code: code && { settings: code, hasNetwork: grant.hasNetwork },
     openGate: (peer) => openGate(admitted, peer, options),
   });
   const destinations = detections?.destinations;

@@ -9,6 +9,7 @@ import { printable } from '../core/bounded-tail.ts';
 import { CtError, messageOf, toCtError } from '../core/errors.ts';
 import { startSession } from '../guest/handshake.ts';
 import type { GuestSession } from '../guest/session.ts';
+import type { Problem } from '../job/packages.ts';
 import type { AuditLoss, AuditReport } from './audit-messages.ts';
 import { type DetectMessage, LinkDetections } from './link-detections.ts';
 
@@ -139,6 +140,11 @@ export class LinkAudit {
   #lose(loss: AuditLoss): void {
     this.#isLost = true;
     if (!this.#isEnding) this.#tell(loss);
+  }
+
+  /** Packages of the run are not what their lock file says; without a record nobody judges it. */
+  notePackages(manager: string, { problem, path }: Problem): void {
+    this.#detections?.note({ manager, problem, path });
   }
 
   /** The daemon has judged what it was sent. */

@@ -3,10 +3,11 @@
  * sends it to the daemon, which asks policy, one batch at a time. What comes faster than that is counted, and is on record.
  */
 import { batches, type SentCandidate } from '../audit/detection/batches.ts';
-import { Candidates } from '../audit/detection/candidates.ts';
+import { type Candidate, Candidates } from '../audit/detection/candidates.ts';
 import type { ParsedFrame } from '../audit/frame-parser.ts';
 import { decodeProcesses, decodeSyscalls } from '../audit/records.ts';
 import type { NameOf } from '../audit/timeline/destinations.ts';
+import type { DetectEvent } from '../policy/detection.ts';
 import { AUDIT_FRAME_BYTES, AuditFrame } from '../protocol/audit.ts';
 
 const TAKE_MS = 100;
@@ -55,6 +56,13 @@ export class LinkDetections {
     this.#timer ??= setTimeout(() => this.#take(), TAKE_MS);
   }
 
+  /** Something that was found here and not in the guest. */
+  note(packages: Extract<DetectEvent, { kind: 'packages' }>['packages']): void {
+    const event: DetectEvent = { kind: 'packages', packages, process: NO_PROCESS };
+    this.#queue.unshift(...batches([{ event, timeNs: 0n, process: { pid: 0, startedNs: 0n } }]));
+    this.#ask();
+  }
+
   /** The daemon has judged what it was sent. */
   answered(): void {
     this.#isAsked = false;
@@ -65,7 +73,9 @@ export class LinkDetections {
   async end(patienceMs: number): Promise<void> {
     this.#hasEnded = true;
     clearTimeout(this.#timer);
-    this.#queue.push(...batches(this.#candidates.take(true)));
+    const [denied, others] = sorted(this.#candidates.take(true));
+    this.#queue.unshift(...denied);
+    this.#queue.push(...others);
     this.#ask();
     if (!this.#isAsked) return;
     const { promise, resolve } = Promise.withResolvers<void>();
@@ -80,7 +90,7 @@ export class LinkDetections {
     this.#timer = undefined;
     const isQuiet = performance.now() - this.#heardAt >= QUIET_MS;
     // What waits here is bounded, what was taken is not.
-    if (this.#queue.length === 0) this.#queue = batches(this.#candidates.take(isQuiet));
+    if (this.#queue.length === 0) this.#queue = sorted(this.#candidates.take(isQuiet)).flat();
     this.#ask();
     if (!isQuiet || this.#queue.length > 0) this.#timer = setTimeout(() => this.#take(), TAKE_MS);
   }
@@ -97,7 +107,19 @@ export class LinkDetections {
       type: 'detect',
       batch,
       missed: this.#candidates.missed,
-      clockOffsetMs: Math.round(this.#clockOffsetMs),
+      // Nothing was heard of the guest yet: then what is told is of this moment.
+      clockOffsetMs: Math.round(Number.isFinite(this.#clockOffsetMs) ? this.#clockOffsetMs : Date.now()),
     });
   }
+}
+
+const NO_PROCESS: DetectEvent['process'] = { binary: '', program: '', uid: 0, sockets: [], connections: [] };
+
+/** What was refused comes first: nobody puts it off by doing much else. */
+function sorted(candidates: readonly Candidate[]): [denied: SentCandidate[][], others: SentCandidate[][]] {
+  const isDenied = ({ event }: Candidate): boolean => event.kind === 'denied';
+  return [
+    batches(candidates.filter(isDenied)),
+    batches(candidates.filter((candidate) => !isDenied(candidate))),
+  ];
 }

@@ -6,6 +6,7 @@ import { parseBatch } from '../audit/detection/batches.ts';
 import { CtError, ERROR_CODES, type ErrorCode, type ErrorReport } from '../core/errors.ts';
 import type { Identity } from '../guest/session.ts';
 import type { ImageManifest } from '../image/manifest.ts';
+import type { CodeSettings } from '../protocol/code.ts';
 import { MAX_STEPS } from '../protocol/limits.ts';
 import type { GuestNetworkSettings } from '../protocol/network.ts';
 import type { JobOutcome, JobRequest, JobResult, RunEvent, StepOutcome } from '../protocol/run.ts';
@@ -52,6 +53,8 @@ export type LinkCall =
       readonly settings?: GuestNetworkSettings;
       /** What the tree has to be; before it is, the client is asked for no secret. Absent: anything. */
       readonly expected?: TreeExpectation;
+      /** Absent: all code may run. `hasNetwork`: steps that do not say otherwise have one. */
+      readonly code?: { readonly settings: CodeSettings; readonly hasNetwork: boolean };
     };
 
 export type LinkCommand =

@@ -114,6 +114,8 @@ async function handle(command: LinkCommand, socket: Socket | undefined): Promise
         shells,
         settings: command.settings,
         ...(command.expected ? { expected: command.expected } : {}),
+        code: command.code,
+        onPackages: (manager, problem) => audit.notePackages(manager, problem),
         ...(command.audit?.required ? { beforeAll: () => audit.working() } : {}),
         onStep: ({ network }) => egress.control.beginStep(network !== 'none'),
         onRunning: startEgress,

@@ -5,6 +5,7 @@ import { CtError, errorReport } from '../core/errors.ts';
 import type { Identity } from '../guest/session.ts';
 import type { ImageManifest } from '../image/manifest.ts';
 import { resultOf } from '../job/outcome.ts';
+import type { CodeSettings } from '../protocol/code.ts';
 import type { GuestNetworkSettings } from '../protocol/network.ts';
 import type { JobRequest, JobResult, RunEvent } from '../protocol/run.ts';
 import type { Vm } from '../vmm/driver.ts';
@@ -133,6 +134,8 @@ export class Machine {
     readonly pending: Buffer;
     readonly openGate: (peer: EgressPeer) => EgressGate;
     readonly settings?: GuestNetworkSettings | undefined;
+    /** Absent: all code may run. `hasNetwork`: steps that do not say otherwise have one. */
+    readonly code?: { readonly settings: CodeSettings; readonly hasNetwork: boolean } | undefined;
     /** Absent: the run is not on record. */
     readonly audit?: RunAudit | undefined;
     /** Judges what is recorded. */
@@ -150,14 +153,15 @@ export class Machine {
       void this.#destroyVm().catch(() => {}); // awaited below
       run.abort(error);
     };
+    const tell = (event: RunEvent): void => this.#link.tell({ type: 'event', event });
     const gate = options.openGate({
       answer: (id, answer, socket) => this.#link.answer(id, answer, socket),
-      tell: (event) => this.#link.tell({ type: 'event', event }),
+      tell,
       terminate,
     });
     this.#link.onQuestion = (question) => gate.question(question);
     const { detections } = options;
-    this.#link.onDetect = detections && ((detected) => detections.judge(detected, terminate));
+    this.#link.onDetect = detections && ((detected) => detections.judge(detected, { tell, terminate }));
     this.#link.onProgress = (progress) => {
       if (progress.type === 'state') run.enter(progress.state);
       else if (progress.type === 'audit-lost') void this.#recordLost(progress.loss, audit, terminate);
@@ -183,6 +187,7 @@ export class Machine {
           pending: options.pending.toString('base64'),
           logDirectory: this.#link.giveLogs(run.logDirectory),
           ...(options.settings === undefined ? {} : { settings: options.settings }),
+          ...(options.code && { code: options.code }),
           ...(audit && {
             audit: {
               directory: this.#link.giveAudit(audit.directory),

@@ -5,6 +5,7 @@ import { type DetectionOptions, Detections } from '../audit/detect.ts';
 import type { Candidate } from '../audit/detection/candidates.ts';
 import { CtError } from '../core/errors.ts';
 import type { PolicyEngine } from '../policy/engine.ts';
+import { CODE_PACKAGE, type CodeVerdicts, type JudgedRun } from './code-verdicts.ts';
 
 /** Between two batches of one run. */
 const LEAST_PAUSE_MS = 20;
@@ -23,6 +24,8 @@ export interface DetectReport {
 export interface RunDetectionsOptions extends Omit<DetectionOptions, 'clockOffsetNs'> {
   readonly engine: Pick<PolicyEngine, 'detect'>;
   readonly alerts: AlertSink;
+  /** What follows from what is said of code. */
+  readonly verdicts?: CodeVerdicts | undefined;
 }
 
 export class RunDetections {
@@ -48,13 +51,10 @@ export class RunDetections {
 
   /**
    * Files an alert for everything that policy finds. Resolves when that is done: then the next batch may come, which waits here
-   * until it is its turn. `onEnd` is called with what ends the run, at once, if a rule says so.
+   * until it is its turn. A rule may end the run, at once.
    */
-  async judge(
-    { batch, missed, clockOffsetMs }: DetectReport,
-    onEnd: (error: CtError) => void,
-  ): Promise<void> {
-    const { engine, alerts } = this.#options;
+  async judge({ batch, missed, clockOffsetMs }: DetectReport, run: JudgedRun): Promise<void> {
+    const { engine, alerts, verdicts } = this.#options;
     // The guest's clock does not jump; what is said later changes nothing.
     const clockOffsetNs = BigInt(clockOffsetMs) * NS_PER_MS;
     this.#detections ??= new Detections({ ...this.#options, clockOffsetNs });
@@ -66,23 +66,26 @@ export class RunDetections {
     const restMs = this.#restsUntil - performance.now();
     if (restMs > 0) await sleep(restMs, undefined, { ref: false });
     const startedAt = performance.now();
-    const { findings } = await engine.detect(detections.question(batch));
+    const question = detections.question(batch);
+    const detected = await engine.detect(question);
     const endedAt = performance.now();
     this.#restsUntil = endedAt + Math.max(LEAST_PAUSE_MS, PAUSE_FACTOR * (endedAt - startedAt));
     const now = new Date();
     const overflow = detections.overflow(missed, now);
     for (const { alert, isTerminating } of [
-      ...detections.alerts(batch, findings, now),
+      ...detections.alerts(batch, detected.findings, now),
       ...(overflow ? [overflow] : []),
     ]) {
       alerts.file(alert);
-      if (!isTerminating) continue;
-      onEnd(
+      // What is said of code ends the run below, in words of its own.
+      if (!isTerminating || (verdicts && alert.rule.startsWith(CODE_PACKAGE))) continue;
+      run.terminate(
         new CtError('POLICY_VIOLATION', `${alert.title} (rule ${alert.rule})`, {
           hint: `what it did: ct audit show ${alert.run.id}; \`detect\` of the policy says what follows from a rule`,
         }),
       );
     }
+    verdicts?.take(question, batch, detected, run);
   }
 
   #connected(place: string): void {

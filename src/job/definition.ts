@@ -4,6 +4,7 @@
  */
 import { MAX_JOB_SECRETS, MAX_SECRET_NAME_BYTES, MAX_STEPS } from '../protocol/limits.ts';
 import { MAX_NETWORK_ENTRIES, MAX_NETWORK_ENTRY_BYTES, NETWORK_MODES } from '../protocol/network.ts';
+import { PACKAGE_MANAGERS } from '../protocol/run.ts';
 import { SECRET_PATTERN } from '../protocol/secret-record.ts';
 import type { Template } from './expression.ts';
 import { wrongDestination } from './network.ts';
@@ -138,6 +139,10 @@ const step = object(
     network: optional(oneOf('none'), 'Takes the network of the job from this step.', {
       fallback: 'that of the job',
     }),
+    packages: optional(
+      oneOf(...PACKAGE_MANAGERS),
+      'The step fetches packages with this manager: a step of ct’s own then checks them against the lock file and installs them without a network; docs/signed-code.md explains it.',
+    ),
     if: optional(condition, 'When the step runs: if all earlier steps succeeded, if one failed, or always.', {
       fallback: '`success()`',
     }),
@@ -298,6 +303,11 @@ export const jobSchema = object(
     network: optional(network, 'What the job may connect to; docs/network.md explains it.', {
       fallback: 'that of the file, else `none`',
     }),
+    exec: optional(
+      oneOf('audit', 'enforce', 'terminate'),
+      'What happens to code that nobody vouches for: `audit` records it, `enforce` refuses it, `terminate` ends the run. Policy may be stricter; docs/signed-code.md explains it.',
+      { fallback: "policy's" },
+    ),
     cache: optional(cache, 'Directories kept between runs.', { unsupported: (caches) => caches.length > 0 }),
     artifacts: optional(artifacts, 'Files that are kept when the VM is destroyed.'),
     permissions: optional(permissions, 'What the identity token of the job may do.', {

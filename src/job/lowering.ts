@@ -20,6 +20,7 @@ import type { LoadedJob, LoadedJobs } from './load.ts';
 import type { Combination } from './matrix.ts';
 import { directoryName, jobName, shortName } from './names.ts';
 import { networkRequest, overridden } from './network.ts';
+import { withVerification } from './packages.ts';
 import type { PlannedJob, PlannedSpans, PlanOptions } from './planned-job.ts';
 import type { ScalarSchema } from './schema/schema.ts';
 
@@ -67,7 +68,7 @@ export class Lowering {
     const imageTemplate = spec.image ?? defaults.image;
     const image = this.#options.image ?? (imageTemplate && this.#text(imageTemplate, scope)) ?? DEFAULT_IMAGE;
     const resources = this.#resources(scope);
-    const steps = spec.steps.map((step) => this.#step(step, scope));
+    const steps = spec.steps.flatMap((step) => this.#steps(step, scope));
     const artifacts = (spec.artifacts?.paths ?? []).map((path) => this.#artifactPath(path, scope));
     const timeoutMs = spec.timeout ?? defaults.timeout ?? DEFAULT_JOB_TIMEOUT_MS;
     const valid = resources !== undefined && steps.every(isDefined) && artifacts.every(isDefined);
@@ -75,6 +76,7 @@ export class Lowering {
 
     const network = overridden(networkRequest(spec.network ?? this.#job.network), this.#options.network);
     const networkSpan = this.#networkSpan();
+    const exec = this.#options.exec ?? spec.exec;
     const owner = spec.image === undefined ? defaults : spec;
     const planned: PlannedJob = {
       name: this.#name,
@@ -86,6 +88,7 @@ export class Lowering {
       steps,
       timeoutMs,
       ...(network === undefined ? {} : { network }),
+      ...(exec === undefined ? {} : { exec }),
       artifacts,
       ...(spec.artifacts?.expire === undefined ? {} : { artifactsExpireMs: spec.artifacts.expire }),
       directory: directoryName(this.#job.id, this.#matrix.matrix),
@@ -180,6 +183,24 @@ export class Lowering {
       return undefined;
     }
     return { value: fallback, span: {} };
+  }
+
+  /** One, or two if packages are to be checked. */
+  #steps(step: StepSpec, scope: Scope): (StepRequest | undefined)[] {
+    const lowered = this.#step(step, scope);
+    const { packages } = step;
+    if (packages === undefined || lowered === undefined) return [lowered];
+    for (const key of ['network', 'if'] as const) {
+      if (step[key] === undefined) continue;
+      this.#report({
+        code: 'JOB_FILE_INVALID',
+        span: this.#loaded.locations.of(step, key),
+        message: `a step with \`packages\` cannot have \`${key}\``,
+        hint: 'it fetches what the step after it checks: it has the network of the job, and runs if all earlier steps succeeded',
+      });
+      return [undefined];
+    }
+    return withVerification(packages, lowered);
   }
 
   #step(step: StepSpec, scope: Scope): StepRequest | undefined {

@@ -129,6 +129,7 @@ export function planCommand(options: CommandOptions): Plan {
         ],
         timeoutMs: options.timeoutMs ?? DEFAULT_JOB_TIMEOUT_MS,
         ...(network === undefined ? {} : { network }),
+        ...(options.exec === undefined ? {} : { exec: options.exec }),
         artifacts: options.artifacts ?? [],
         directory: 'command',
       },
@@ -141,7 +142,7 @@ export function toJobRequest(
   job: PlannedJob,
   resolved: { readonly image: string; readonly sendsTree: boolean; readonly origin?: JobOrigin },
 ): JobRequest {
-  const { name, cpus, memoryMib, diskMib, env, steps, timeoutMs, artifacts, network } = job;
+  const { name, cpus, memoryMib, diskMib, env, steps, timeoutMs, artifacts, network, exec } = job;
   return {
     name,
     cpus,
@@ -152,6 +153,7 @@ export function toJobRequest(
     timeoutMs,
     artifacts,
     ...(network === undefined ? {} : { network }),
+    ...(exec === undefined ? {} : { exec }),
     ...resolved,
   };
 }

@@ -1,7 +1,7 @@
 /** What a plan consists of. */
 import type { SourceSpan } from '../core/source-text.ts';
 import type { NetworkRequest } from '../protocol/network.ts';
-import type { StepRequest } from '../protocol/run.ts';
+import type { JobRequest, StepRequest } from '../protocol/run.ts';
 
 /** What the command line says over the job file. */
 export interface PlanOptions {
@@ -15,6 +15,8 @@ export interface PlanOptions {
   readonly diskMib?: number;
   /** `--network`: replaces what jobs may connect to, not their mode. */
   readonly network?: 'none' | readonly string[];
+  /** `--exec`: in place of what jobs ask for. */
+  readonly exec?: PlannedJob['exec'];
 }
 
 /** Names of the secrets that a job's steps are given, each once. */
@@ -41,6 +43,8 @@ export interface PlannedJob {
   readonly timeoutMs: number;
   /** Absent: none. */
   readonly network?: NetworkRequest;
+  /** Absent: as policy says. */
+  readonly exec?: NonNullable<JobRequest['exec']>;
   readonly artifacts: readonly string[];
   readonly artifactsExpireMs?: number;
   /** One path component, unique in the plan: artifacts land in `.ct/out/<directory>`. */

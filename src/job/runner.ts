@@ -3,12 +3,13 @@
  * process; what comes before (admit, claim) and after (destroy) is the daemon's.
  */
 import { BoundedTail } from '../core/bounded-tail.ts';
-import { CtError, errorReport, toCtError } from '../core/errors.ts';
+import { CtError, EXIT_STATUS, errorReport, toCtError } from '../core/errors.ts';
 import type { ExecRequest, ExecResult, GuestSession } from '../guest/session.ts';
 import type { ImageManifest } from '../image/manifest.ts';
+import type { CodePhase, CodeSettings } from '../protocol/code.ts';
 import { SCRIPT_DIRECTORY, WORKSPACE_DIRECTORY } from '../protocol/guest-link.ts';
 import type { GuestNetworkSettings } from '../protocol/network.ts';
-import type { JobRequest, JobResult, StepOutcome, StepRequest } from '../protocol/run.ts';
+import type { JobRequest, JobResult, PackageManager, StepOutcome, StepRequest } from '../protocol/run.ts';
 import type { TreeExpectation } from '../protocol/verify.ts';
 import type { ClientChannel } from './client-channel.ts';
 import { guestVariables, installGuestSettings } from './guest-settings.ts';
@@ -16,6 +17,8 @@ import { hintFor } from './hints.ts';
 import { Masker, type SecretScan } from './mask.ts';
 import { exitCodeOf, resultOf } from './outcome.ts';
 import { OutputMask } from './output-mask.ts';
+import { PackageCheck } from './package-check.ts';
+import { type Problem, unverified } from './packages.ts';
 import { secretNames } from './planned-job.ts';
 import { type SecretValues, withoutFinalNewline } from './secret-values.ts';
 import type { Shells } from './shells.ts';
@@ -23,6 +26,11 @@ import { CheckedTree } from './tree-check.ts';
 
 /** What of a failed step's output is searched for a hint. Guest-controlled. */
 const HINT_TAIL_BYTES = 16_384;
+/**
+ * Of steps with a network in a run whose code is judged: what Python compiles there would be code of the fetched kind, which later
+ * steps would not be let read.
+ */
+const FETCH_ENV = { PYTHONDONTWRITEBYTECODE: '1' };
 /** From the decision that a job is to end until it ends without having said so to its client. */
 const ENDING_GRACE_MS = 2000;
 
@@ -38,6 +46,10 @@ export interface RunnerOptions {
   readonly settings?: GuestNetworkSettings | undefined;
   /** What the tree has to be. Before it is, the client is asked for no secret, and nothing runs. */
   readonly expected?: TreeExpectation;
+  /** Absent: all code may run. `hasNetwork`: steps that do not say otherwise have one. */
+  readonly code?: { readonly settings: CodeSettings; readonly hasNetwork: boolean } | undefined;
+  /** Told what is wrong with packages. */
+  readonly onPackages?: (manager: PackageManager, problem: Problem) => void;
   /** Nothing of the job gets into the VM before this resolves; what it throws ends the job. */
   readonly beforeAll?: () => Promise<void>;
   /** Called when a step begins, before anything of it runs. */
@@ -83,6 +95,10 @@ class JobRun {
   #masker: Masker | undefined;
   /** The step whose place shells are in: it runs, or it failed. */
   #current: StepRequest | undefined;
+  /** The stage of the run; without judged code it does not count. */
+  #phase: CodePhase = 'stage';
+  readonly #packages = new PackageCheck((request) => this.#exec(request));
+  #hasAdmittedShells = false;
   /** Looks for secrets in the artifacts. */
   #scan: SecretScan | undefined;
 
@@ -109,13 +125,19 @@ class JobRun {
     const { request } = this.#options;
     using cleanup = new DisposableStack();
     if (this.#options.beforeAll) await this.#unlessAborted(this.#options.beforeAll());
+    const { code, session } = this.#options;
+    if (code) {
+      await this.#unlessAborted(session.setCode(code.settings));
+      await this.#unlessAborted(session.setPhase(this.#phase));
+    }
     if (request.sendsTree) await this.#stage();
     else if (this.#options.expected) {
       throw new CtError('VERIFY_EVIDENCE_MISSING', 'the working tree has to be verified, and none is sent');
     }
     await this.#receiveSecrets(cleanup);
-    this.#admitShells();
+    if (!code) this.#admitShells();
     await this.#installSettings();
+    await this.#packages.begin(request.steps);
     let failed: { result: JobResult } | undefined;
     for (const [index, step] of request.steps.entries()) {
       const wanted = step.condition === 'always' || (step.condition === 'failure') === (failed !== undefined);
@@ -149,7 +171,10 @@ class JobRun {
     this.#scan = masker.scan();
   }
 
+  /** What a shell writes while the tree is written would count as the tree, so with judged code the first one comes after that. */
   #admitShells(): void {
+    if (this.#hasAdmittedShells) return;
+    this.#hasAdmittedShells = true;
     this.#options.shells?.admit({
       exec: (request) =>
         this.#exec({
@@ -159,6 +184,16 @@ class JobRun {
         }),
       mask: (emit) => this.#masker && new OutputMask(this.#masker, emit),
     });
+  }
+
+  /** From one phase to the next, every process of the job is killed; a step without a network has nothing of one with. */
+  async #enterPhase(step: StepRequest): Promise<void> {
+    const { code, session } = this.#options;
+    if (!code) return;
+    const phase = step.network === 'none' || !code.hasNetwork ? 'build' : 'fetch';
+    if (phase !== this.#phase) await this.#unlessAborted(session.setPhase(phase));
+    this.#phase = phase;
+    this.#admitShells();
   }
 
   /** The client opens it as any other, from outside; this waits until it has. */
@@ -231,6 +266,9 @@ class JobRun {
     const startedAt = performance.now();
     await client.event({ type: 'step-start', step: index, name: step.name });
     this.#options.onStep?.(step);
+    await this.#enterPhase(step);
+    const problem = await this.#packages.problemOf(step);
+    if (problem) return await this.#unverified(index, step, problem, performance.now() - startedAt);
     const tail = new BoundedTail(HINT_TAIL_BYTES);
     client.onOutput = (bytes) => tail.push(bytes);
     const timeout = new AbortController();
@@ -256,7 +294,7 @@ class JobRun {
           script ? arg.replaceAll('{0}', `${SCRIPT_DIRECTORY}/${script.name}`) : arg,
         ),
         ...(script ? { script } : {}),
-        env: step.env,
+        env: this.#phase === 'fetch' ? { ...FETCH_ENV, ...this.#env, ...step.env } : step.env,
         ...this.#secretsOf(step),
         cwd: step.workingDirectory,
         ...(step.stdin ? { stdin: client.stdin } : {}),
@@ -274,6 +312,8 @@ class JobRun {
         await this.#stepEnd(index, step, 'success', durationMs, { exitCode });
         return undefined;
       }
+      const mismatch = this.#packages.mismatch(step, tail.text());
+      if (mismatch) return await this.#unverified(index, step, mismatch, durationMs, exitCode);
       const oomKilled = result.kind !== 'failed' && result.oomKilled;
       const { network } = this.#options.request;
       const hint = hintFor({
@@ -311,6 +351,25 @@ class JobRun {
     } finally {
       clearTimeout(timer);
     }
+  }
+
+  /** The step has failed because of its packages. */
+  async #unverified(
+    index: number,
+    step: StepRequest,
+    problem: Problem,
+    durationMs: number,
+    exitCode: number = EXIT_STATUS.job,
+  ): Promise<JobResult> {
+    const error = errorReport(unverified(step, problem));
+    if (step.packages) this.#options.onPackages?.(step.packages.manager, problem);
+    const { hint, message } = error;
+    await this.#options.client.event({ type: 'notice', level: 'warning', message });
+    await this.#stepEnd(index, step, 'failure', durationMs, {
+      exitCode,
+      ...(hint === undefined ? {} : { hint }),
+    });
+    return { outcome: 'failure', exitCode, error };
   }
 
   #secretsOf(step: StepRequest): Pick<ExecRequest, 'secretEnv' | 'secretFiles'> {

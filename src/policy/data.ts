@@ -13,6 +13,8 @@ import { object, optional, required } from '../job/schema/objects.ts';
 import { duration, integer, oneOf, size, text } from '../job/schema/scalars.ts';
 import { type Infer, Locations } from '../job/schema/schema.ts';
 import { AUDIT_MODES, type AuditMode } from '../protocol/audit.ts';
+import { CODE_ORIGINS, CODE_POLICY_MODES, type CodeOrigin, type CodePolicyMode } from '../protocol/code.ts';
+import { MAX_INTERPRETER_BYTES, MAX_INTERPRETERS } from '../protocol/limits.ts';
 import { MAX_NETWORK_ENTRY_BYTES, NETWORK_MODES, type NetworkMode } from '../protocol/network.ts';
 import { parseNetwork } from './address.ts';
 import { canonicalHost, type Destination, indexDestinations, parseDestination } from './destination.ts';
@@ -37,6 +39,7 @@ const MAX_GRANTS = 5000;
 const MAX_PATTERNS = 5000;
 const DAY_MS = 86_400_000;
 const DEFAULT_AUDIT: AuditMode = 'on';
+const DEFAULT_CODE_MODE: CodePolicyMode = 'off';
 
 // ------------------------------------------------------------------------------------------------- schema
 
@@ -54,6 +57,53 @@ const trust = list(oneOf('local', 'trusted', 'untrusted'), {
   max: 3,
   expected: 'a list of `local`, `trusted` and `untrusted`',
 });
+
+const codeMode = oneOf(...CODE_POLICY_MODES);
+const origins = list(oneOf(...CODE_ORIGINS), { max: 2, expected: 'a list of `source` and `built`' });
+const programs = list(
+  text({
+    expected: 'the name of a program, its path, or `*`',
+    pattern: '^(\\*|/?[^\\s*]+)$',
+    maxLength: 200,
+  }),
+  { max: MAX_PATTERNS, expected: 'a list of names and paths of interpreters' },
+);
+const interpreter = object(
+  {
+    path: required(
+      text({ expected: 'an absolute path', pattern: '^/[^\\s]+$', maxLength: 200 }),
+      'The program, in the image.',
+    ),
+    endings: optional(
+      list(text({ expected: 'the end of a name', pattern: '^[^\\s/]+$', maxLength: 32 }), {
+        max: 16,
+        expected: 'a list of ends of names, such as `.py`',
+      }),
+      'Files with names that end so are code, whenever it opens them.',
+    ),
+    options: optional(
+      list(text({ expected: 'an option', pattern: '^-[^\\s]+$', maxLength: 32 }), {
+        max: 16,
+        expected: 'a list of options, such as `-c`',
+      }),
+      'Options that are followed by code.',
+    ),
+    arguments: optional(oneOf('every', 'first'), 'Which of the files that its command line names are code.', {
+      fallback: '`first`',
+    }),
+  },
+  { expected: 'a mapping with `path`' },
+);
+const execFields = {
+  mode: optional(codeMode, 'What happens to code that nobody vouches for.', { fallback: '`off`' }),
+  trust: optional(origins, 'What is trusted besides the image and what is signed.', {
+    fallback: '`[source, built]`',
+  }),
+  inline: optional(
+    programs,
+    'Interpreters that may not be started to read code from an option or standard input.',
+  ),
+};
 
 const limitFields = {
   cpus: integer(1, 1024),
@@ -197,6 +247,19 @@ const dataSchema = object(
       'Whether the system calls of a run are on record; `required`: there is no run without.',
       { fallback: '`on`' },
     ),
+    exec: optional(
+      object(
+        {
+          ...execFields,
+          interpreters: optional(
+            list(interpreter, { max: MAX_INTERPRETERS, expected: 'a list of interpreters' }),
+            'Programs that run the files they are given, besides those that are known; one with the same path replaces it.',
+          ),
+        },
+        { expected: 'a mapping with `mode`' },
+      ),
+      'Which code may run; docs/signed-code.md explains it.',
+    ),
     detect: optional(
       record(
         {
@@ -228,6 +291,10 @@ const dataSchema = object(
             'Their network.',
           ),
           audit: optional(audit, 'Where it is stricter: whether their system calls are on record.'),
+          exec: optional(
+            object(execFields, { expected: 'a mapping with `mode`, `trust` or `inline`' }),
+            'Where it is stricter: which code may run.',
+          ),
           images: optional(patterns, 'Images that they may have, of those that all jobs may have.'),
           limits: optional(someLimits, 'What they may have at most, where that is less.'),
         },
@@ -256,6 +323,10 @@ const dataSchema = object(
               'The network of its jobs.',
             ),
             audit: optional(audit, 'In place of the general one.'),
+            exec: optional(
+              object(execFields, { expected: 'a mapping with `mode`, `trust` or `inline`' }),
+              'Each in place of the general one.',
+            ),
             refs: optional(patterns, 'In place of those of `admission`.'),
             actors: optional(patterns, 'In place of those of `admission`.'),
             trust: optional(trust, 'In place of that of `admission`.'),
@@ -331,9 +402,24 @@ export interface Limits {
   readonly timeout_seconds: number;
 }
 
+/** Which code may run. */
+export interface CodeRules {
+  readonly mode: CodePolicyMode;
+  readonly trust: Readonly<Partial<Record<CodeOrigin, true>>>;
+  /** Names and paths of interpreters, and `*`. */
+  readonly inline: Readonly<Record<string, true>>;
+}
+
+export interface InterpreterRule {
+  readonly endings: readonly string[];
+  readonly options: readonly string[];
+  readonly arguments: 'every' | 'first';
+}
+
 export interface Profile {
   readonly mode: NetworkMode;
   readonly audit: AuditMode;
+  readonly exec: CodeRules;
   /** Key of `ceilings`. */
   readonly ceiling: string;
   readonly always: readonly Destination[];
@@ -371,12 +457,15 @@ export interface PolicyConfig {
     readonly revoked: Readonly<Record<string, true>>;
     readonly running: 'finish' | 'terminate';
   };
+  /** By path, besides those that `ct.exec` knows. */
+  readonly interpreters: Readonly<Record<string, InterpreterRule>>;
   /** By the name of a rule of `ct.detect`. */
   readonly detect: Readonly<Record<string, DetectAction>>;
   /** Absent: strangers' jobs do not run. */
   readonly untrusted?: {
     readonly mode: NetworkMode;
     readonly audit: AuditMode;
+    readonly exec: CodeRules;
     readonly ceiling: string;
     readonly images: Patterns;
     readonly image: ImageRules;
@@ -449,6 +538,7 @@ class Lowering {
     const general: Profile = {
       mode: egress.mode,
       audit: data.audit ?? DEFAULT_AUDIT,
+      exec: codeRules(data.exec, { mode: DEFAULT_CODE_MODE, trust: members(CODE_ORIGINS), inline: {} }),
       ceiling: this.#ceiling('general', egress.allow),
       always: this.#always(egress.always),
       trust: members(admission.trust),
@@ -465,6 +555,7 @@ class Lowering {
       const profile: Profile = {
         mode: settings.egress?.mode ?? general.mode,
         audit: settings.audit ?? general.audit,
+        exec: codeRules(settings.exec, general.exec),
         ceiling:
           settings.egress?.allow === undefined
             ? general.ceiling
@@ -500,6 +591,7 @@ class Lowering {
         revoked: members(data.image?.revoked ?? []),
         running: data.image?.running ?? 'finish',
       },
+      interpreters: this.#interpreters(data.exec?.interpreters ?? []),
       detect: data.detect ?? {},
       ...(untrusted === undefined
         ? {}
@@ -507,6 +599,7 @@ class Lowering {
             untrusted: {
               mode: untrusted.egress.mode ?? general.mode,
               audit: untrusted.audit ?? general.audit,
+              exec: codeRules(untrusted.exec, { ...general.exec, inline: {} }),
               ceiling: this.#ceiling('untrusted', untrusted.egress.allow),
               images: untrusted.images === undefined ? general.images : this.#patterns(untrusted.images),
               image: this.#imageRules(untrusted.image, general.image),
@@ -538,6 +631,26 @@ class Lowering {
       '`untrusted` jobs may run, but nothing says what they get',
       'add a key `untrusted:` with `egress: {allow: []}`, or remove `untrusted` here',
     );
+  }
+
+  #interpreters(
+    entries: NonNullable<NonNullable<Data['exec']>['interpreters']>,
+  ): Record<string, InterpreterRule> {
+    const interpreters = emptyRecord<InterpreterRule>();
+    for (const [
+      index,
+      { path, endings = [], options = [], arguments: named = 'first' },
+    ] of entries.entries()) {
+      if (interpreters[path]) this.#wrong(entries, index, `\`${path}\` is in the list already`);
+      const bytes = [path, ...endings, ...options].reduce(
+        (sum, word) => sum + Buffer.byteLength(word) + 1,
+        1,
+      );
+      if (bytes > MAX_INTERPRETER_BYTES)
+        this.#wrong(entries, index, `\`${path}\` has more endings and options than fit`);
+      interpreters[path] = { endings, options, arguments: named };
+    }
+    return interpreters;
   }
 
   #destinations(entries: readonly string[]): {
@@ -686,6 +799,17 @@ class Lowering {
     }
     return resolve;
   }
+}
+
+function codeRules(
+  { mode, trust, inline }: Partial<Pick<NonNullable<Data['exec']>, 'mode' | 'trust' | 'inline'>> = {},
+  otherwise: CodeRules,
+): CodeRules {
+  return {
+    mode: mode ?? otherwise.mode,
+    trust: trust === undefined ? otherwise.trust : members(trust),
+    inline: inline === undefined ? otherwise.inline : members(inline),
+  };
 }
 
 function lowerLimits<L extends Partial<Data['limits']>>(

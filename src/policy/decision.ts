@@ -1,6 +1,14 @@
 /** What policies answer, version 1. Anything else is a denial that says so (`failedAdmission`, `failedEgress`). */
 import { hasKeys } from '../core/json.ts';
 import { AUDIT_MODES, type AuditMode } from '../protocol/audit.ts';
+import {
+  CODE_ORIGINS,
+  CODE_POLICY_MODES,
+  type CodeOrigin,
+  type CodePolicyMode,
+  type CodeSettings,
+} from '../protocol/code.ts';
+import { MAX_INTERPRETER_BYTES, MAX_INTERPRETERS } from '../protocol/limits.ts';
 import { NETWORK_MODES, type NetworkMode } from '../protocol/network.ts';
 import { DESTINATION_PROTOCOLS, type Destination } from './destination.ts';
 
@@ -22,6 +30,40 @@ export interface AdmissionDecision {
   readonly network: { readonly mode: NetworkMode; readonly allow: readonly Destination[] };
   /** Present exactly if allowed. */
   readonly audit?: AuditMode;
+  /** Present exactly if allowed. */
+  readonly code?: CodeDecision;
+}
+
+/** Which code may run. */
+export type CodeDecision =
+  | { readonly mode: 'off' }
+  | {
+      readonly mode: Exclude<CodePolicyMode, 'off'>;
+      readonly trust: readonly CodeOrigin[];
+      readonly interpreters: readonly {
+        readonly path: string;
+        readonly endings: readonly string[];
+        readonly options: readonly string[];
+        readonly arguments: 'every' | 'first';
+        readonly inline: 'allowed' | 'forbidden';
+      }[];
+    };
+
+/** What a run is set up with, without the digests of what is signed; undefined: nothing is judged. */
+export function codeSettings(decision: CodeDecision): Omit<CodeSettings, 'digests'> | undefined {
+  if (decision.mode === 'off') return undefined;
+  const { mode, trust, interpreters } = decision;
+  return {
+    mode,
+    trust: { source: trust.includes('source'), built: trust.includes('built') },
+    interpreters: interpreters.map(({ path, endings, options, arguments: named, inline }) => ({
+      path,
+      endings,
+      options,
+      inlineForbidden: inline === 'forbidden',
+      everyArgument: named === 'every',
+    })),
+  };
 }
 
 export interface EgressDecision {
@@ -91,15 +133,56 @@ function failure(rule: string, problem: string): Denial {
 
 /** The decision, or undefined if `value` is anything but one: an unknown key, or a denial without a reason. */
 export function parseAdmissionDecision(value: unknown): AdmissionDecision | undefined {
-  if (!hasKeys(value, ['allow', 'denials', 'network'], ['audit'])) return undefined;
-  const { allow, denials, network, audit } = value;
+  if (!hasKeys(value, ['allow', 'denials', 'network'], ['audit', 'code'])) return undefined;
+  const { allow, denials, network, audit, code } = value;
   if (typeof allow !== 'boolean' || !isListOf(denials, MAX_DENIALS, isDenial)) return undefined;
   if (allow !== (denials.length === 0) || allow !== AUDIT_MODES.includes(audit as never)) return undefined;
+  if (allow !== isCodeDecision(code)) return undefined;
   if (!hasKeys(network, ['mode', 'allow']) || !isMode(network['mode'])) return undefined;
   const granted = network['allow'];
   if (!isListOf(granted, MAX_DESTINATIONS, isDestination)) return undefined;
   const given = { mode: network['mode'], allow: granted };
-  return { allow, denials, network: given, ...(allow ? { audit: audit as AuditMode } : {}) };
+  return {
+    allow,
+    denials,
+    network: given,
+    ...(allow ? { audit: audit as AuditMode, code: code as CodeDecision } : {}),
+  };
+}
+
+function isCodeDecision(value: unknown): value is CodeDecision {
+  if (hasKeys(value, ['mode'])) return value['mode'] === 'off';
+  if (!hasKeys(value, ['mode', 'trust', 'interpreters'])) return false;
+  const { mode, trust, interpreters } = value;
+  return (
+    mode !== 'off' &&
+    CODE_POLICY_MODES.includes(mode as never) &&
+    isListOf(trust, CODE_ORIGINS.length, (origin): origin is CodeOrigin =>
+      CODE_ORIGINS.includes(origin as never),
+    ) &&
+    isListOf(interpreters, MAX_INTERPRETERS, isInterpreter)
+  );
+}
+
+function isInterpreter(value: unknown): value is object {
+  if (!hasKeys(value, ['path', 'endings', 'options', 'arguments', 'inline'])) return false;
+  const { path, endings, options, arguments: named, inline } = value;
+  if (!isWord(path) || !path.startsWith('/')) return false;
+  if (!isListOf(endings, MAX_INTERPRETER_BYTES, isWord) || !isListOf(options, MAX_INTERPRETER_BYTES, isWord))
+    return false;
+  // One byte of flags, then the words with an end each (src/protocol/guest-link.ts).
+  const bytes = [path, ...endings, ...options].reduce((sum, word) => sum + Buffer.byteLength(word) + 1, 1);
+  return (
+    bytes <= MAX_INTERPRETER_BYTES &&
+    options.every((option) => option.startsWith('-')) &&
+    endings.every((ending) => !ending.includes('/') && !ending.startsWith('-')) &&
+    (named === 'every' || named === 'first') &&
+    (inline === 'allowed' || inline === 'forbidden')
+  );
+}
+
+function isWord(value: unknown): value is string {
+  return isText(value) && !value.includes('\0');
 }
 
 /** As {@link parseAdmissionDecision}. */

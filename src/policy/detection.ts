@@ -1,9 +1,14 @@
 /** `ct/detect/decision`, version 1: what is asked about the events of a run, and what is answered. Names are those of the JSON. */
+import type { CodeOrigin, CodePolicyMode } from '../protocol/code.ts';
 import type { RunFacts } from './input.ts';
 
 /** What follows from a finding. */
 export const DETECT_ACTIONS = ['off', 'alert', 'terminate'] as const;
 export type DetectAction = (typeof DETECT_ACTIONS)[number];
+
+/** What can be wrong with packages that were to be checked against their lock file. */
+export const PACKAGE_PROBLEMS = ['no-lock', 'changed', 'no-digest', 'mismatch'] as const;
+export type PackageProblem = (typeof PACKAGE_PROBLEMS)[number];
 
 /** A process that another one reaches for. `descendant`: it, or what started it, was started by that one. */
 export type ProcessRelation = 'self' | 'descendant' | 'other';
@@ -56,7 +61,28 @@ export type DetectEvent = { readonly process: DetectProcess } & (
         readonly target?: ProcessRelation;
       };
     }
-  | { readonly kind: 'denied'; readonly denied: { readonly what: string; readonly path: string } }
+  | {
+      readonly kind: 'denied';
+      readonly denied: {
+        readonly what: string;
+        readonly path: string;
+        /** False: it was let through, and is only recorded. */
+        readonly refused: boolean;
+        /** The command line of the process. */
+        readonly args: readonly string[];
+        /** SHA-256 in hex, where it was computed. */
+        readonly digest?: string;
+      };
+    }
+  | {
+      readonly kind: 'packages';
+      readonly packages: {
+        readonly manager: string;
+        readonly problem: PackageProblem;
+        /** What is not as it should be: a file of the workspace, or a package. */
+        readonly path: string;
+      };
+    }
   | {
       readonly kind: 'syscall';
       readonly syscall: { readonly name: string; readonly target: ProcessRelation };
@@ -68,6 +94,11 @@ export interface DetectInput {
   readonly run: RunFacts;
   /** What earlier runs of the job did; null: there is nothing to compare with. */
   readonly baseline: { readonly destinations: readonly string[] } | null;
+  /** Which code may run; absent: nothing is judged. */
+  readonly code?: {
+    readonly mode: Exclude<CodePolicyMode, 'off'>;
+    readonly trust: Readonly<Record<CodeOrigin, boolean>>;
+  };
   readonly events: readonly DetectEvent[];
 }
 
@@ -79,7 +110,10 @@ export interface Finding {
   readonly severity: 'low' | 'medium' | 'high' | 'critical';
   /** A sentence for a person. */
   readonly message: string;
-  readonly action: Exclude<DetectAction, 'off'>;
+  /** The next step for whoever wrote the job. */
+  readonly hint?: string;
+  /** `record`: no more than said in the log of the job. */
+  readonly action: Exclude<DetectAction, 'off'> | 'record';
 }
 
 const MAX_FINDINGS = 10_000;
@@ -96,17 +130,21 @@ export function parseFindings(value: unknown, events: number): readonly Finding[
 }
 
 function isFinding(value: unknown, events: number): value is Finding {
-  if (typeof value !== 'object' || value === null || Object.keys(value).length !== 5) return false;
-  const { event, rule, severity, message, action } = value as Readonly<Record<string, unknown>>;
+  if (typeof value !== 'object' || value === null) return false;
+  const { event, rule, severity, message, action, hint, ...rest } = value as Readonly<
+    Record<string, unknown>
+  >;
   const isText = (text: unknown): boolean =>
     typeof text === 'string' && text.length > 0 && text.length <= MAX_TEXT;
   return (
+    Object.keys(rest).length === 0 &&
     Number.isInteger(event) &&
     (event as number) >= 0 &&
     (event as number) < events &&
     isText(rule) &&
     SEVERITIES.includes(severity) &&
     isText(message) &&
-    (action === 'alert' || action === 'terminate')
+    (hint === undefined || isText(hint)) &&
+    (action === 'record' || action === 'alert' || action === 'terminate')
   );
 }

@@ -5,7 +5,7 @@ import { test } from 'node:test';
 import { installRoot } from '../core/install.ts';
 import { SourceText } from '../core/source-text.ts';
 import { type PolicyConfig, parsePolicyData } from './data.ts';
-import { parseAdmissionDecision, parseEgressDecision } from './decision.ts';
+import { codeSettings, parseAdmissionDecision, parseEgressDecision } from './decision.ts';
 import { loadWasmEngine } from './engine.ts';
 import type { EgressInput } from './input.ts';
 import { decisionLogEntry } from './log-entry.ts';
@@ -151,18 +151,30 @@ test('only a whole decision is one', () => {
 
   const destination = { rule: 'x', host: 'x.example', port: 443, protocol: 'tls', addresses: 'public' };
   const network = { mode: 'enforce', allow: [destination] };
-  assert.ok(parseAdmissionDecision({ allow: true, denials: [], network, audit: 'on' }));
+  const interpreter = {
+    path: '/usr/bin/python3',
+    endings: ['.py'],
+    options: ['-c'],
+    arguments: 'first',
+    inline: 'allowed',
+  };
+  const judged = { mode: 'enforce', trust: ['built'], interpreters: [interpreter] };
+  const allowed = { allow: true, denials: [], network, audit: 'on', code: { mode: 'off' } };
+  assert.ok(parseAdmissionDecision(allowed));
+  assert.deepEqual(parseAdmissionDecision({ ...allowed, code: judged })?.code, judged);
   assert.ok(parseAdmissionDecision({ allow: false, denials: [denial], network }));
   const wrong: unknown[] = [
     { allow: true, denials: [denial], network },
     { allow: false, denials: [], network },
     { allow: true, network },
     { allow: 'true', denials: [], network },
-    { allow: true, denials: [], network: { mode: 'off', allow: [] }, audit: 'on' },
-    { allow: true, denials: [], network: { mode: 'enforce' }, audit: 'on' },
-    { allow: true, denials: [], network, audit: 'on', more: 1 },
+    { ...allowed, network: { mode: 'off', allow: [] } },
+    { ...allowed, network: { mode: 'enforce' } },
+    { ...allowed, more: 1 },
     { allow: true, denials: [], network },
-    { allow: true, denials: [], network, audit: 'maybe' },
+    { ...allowed, audit: 'maybe' },
+    { allow: true, denials: [], network, audit: 'on' },
+    { allow: false, denials: [denial], network, code: { mode: 'off' } },
     { allow: false, denials: [{ rule: 'r', message: 'm' }], network, audit: 'on' },
     ...[
       { port: 0 },
@@ -171,12 +183,25 @@ test('only a whole decision is one', () => {
       { protocol: 'udp' },
       { addresses: 'all' },
       { host: 7 },
-    ].map((change) => ({
-      allow: true,
-      denials: [],
-      network: { mode: 'enforce', allow: [{ ...destination, ...change }] },
-      audit: 'on',
-    })),
+    ].map((change) => ({ ...allowed, network: { mode: 'enforce', allow: [{ ...destination, ...change }] } })),
+    ...[
+      { mode: 'sometimes' },
+      { mode: 'enforce' },
+      { ...judged, mode: 'off' },
+      { ...judged, more: 1 },
+      { ...judged, trust: ['everything'] },
+      { ...judged, interpreters: Array(33).fill(interpreter) },
+      ...[
+        { path: 'python3' },
+        { path: '/x\0y' },
+        { endings: ['x/y'] },
+        { endings: ['-c'] },
+        { endings: ['.x'.repeat(300)] },
+        { options: ['c'] },
+        { arguments: 'some' },
+        { inline: true },
+      ].map((change) => ({ ...judged, interpreters: [{ ...interpreter, ...change }] })),
+    ].map((code) => ({ ...allowed, code })),
   ];
   for (const value of wrong) assert.equal(parseAdmissionDecision(value), undefined, JSON.stringify(value));
 });
@@ -208,4 +233,22 @@ test('a server may have its API below a path', () => {
     questionUrl('https://opa.example/base', 'ct/admission/decision').href,
     'https://opa.example/base/v1/data/ct/admission/decision',
   );
+});
+
+test('what is decided about code is what a run is set up with', () => {
+  assert.equal(codeSettings({ mode: 'off' }), undefined);
+  const settings = codeSettings({
+    mode: 'terminate',
+    trust: ['built'],
+    interpreters: [
+      { path: '/bin/bash', endings: ['.sh'], options: ['-c'], arguments: 'every', inline: 'forbidden' },
+    ],
+  });
+  assert.deepEqual(settings, {
+    mode: 'terminate',
+    trust: { source: false, built: true },
+    interpreters: [
+      { path: '/bin/bash', endings: ['.sh'], options: ['-c'], inlineForbidden: true, everyArgument: true },
+    ],
+  });
 });

@@ -2,6 +2,7 @@
  * What policies are asked, version 1 (docs/policy.md has it for authors of Rego). Names are those of the JSON documents.
  * Facts only: whoever fills these in decides nothing.
  */
+import type { CodePolicyMode } from '../protocol/code.ts';
 import type { JobOrigin, NetworkMode } from '../protocol/network.ts';
 import type { Destination } from './destination.ts';
 
@@ -41,6 +42,8 @@ export interface AdmissionInput {
     /** Everything that was asked for, lowered; presets with what they stand for on this host. */
     readonly ask: readonly Destination[];
   };
+  /** Which code may run, as the job asks for it; absent: as policy says. */
+  readonly exec?: { readonly mode: CodePolicyMode };
 }
 
 /** `ct/image/decision`: may this image boot? Everything in it was proved on this host. */

@@ -3,7 +3,13 @@
  * these. Nothing has to be masked: inputs hold names, never values of secrets.
  */
 import type { AdmissionDecision, DecisionMeta, EgressDecision, ImageDecision } from './decision.ts';
+import type { DetectInput, Finding } from './detection.ts';
 import type { AdmissionInput, EgressInput, ImageInput } from './input.ts';
+
+/** What was found in one event, and is one decision. */
+export interface FindingDecision {
+  readonly findings: readonly [Finding];
+}
 
 export interface DecisionLogEntry {
   /** What decided, and for whom. */
@@ -14,8 +20,8 @@ export interface DecisionLogEntry {
   /** Of the rule that decided, without `data/`. */
   readonly path: string;
   /** What was asked; the rules of the run as far as they can be about it. */
-  readonly input: AdmissionInput | EgressInput | ImageInput;
-  readonly result: AdmissionDecision | EgressDecision | ImageDecision;
+  readonly input: AdmissionInput | EgressInput | ImageInput | DetectInput;
+  readonly result: AdmissionDecision | EgressDecision | ImageDecision | FindingDecision;
   /** Who asked: `run/<id>`; absent if policy was asked before there was a run. */
   readonly requested_by?: string;
   /** RFC 3339, UTC. */
@@ -36,9 +42,9 @@ export interface LogContext {
 /** One entry. `input` is what was asked, with the id of its run. */
 export function decisionLogEntry(
   context: LogContext,
-  input: AdmissionInput | EgressInput | ImageInput,
+  input: AdmissionInput | EgressInput | ImageInput | DetectInput,
   decided: {
-    readonly decision: AdmissionDecision | EgressDecision | ImageDecision;
+    readonly decision: AdmissionDecision | EgressDecision | ImageDecision | FindingDecision;
     readonly meta: DecisionMeta;
   },
 ): DecisionLogEntry {

@@ -1,5 +1,6 @@
 /** Parses a JobRequest once, at the edge of the host daemon. The client is the user's own process, and may be wrong. */
 import { CtError } from '../core/errors.ts';
+import { CODE_POLICY_MODES } from './code.ts';
 import {
   MAX_JOB_SECRETS,
   MAX_PATH_BYTES,
@@ -14,7 +15,7 @@ import {
   NETWORK_MODES,
   type NetworkRequest,
 } from './network.ts';
-import type { JobRequest, StepRequest, StepSecret } from './run.ts';
+import { type JobRequest, PACKAGE_MANAGERS, type StepRequest, type StepSecret } from './run.ts';
 import { isSecretName } from './secret-record.ts';
 import { DEPENDENCY_LEVELS, MAX_LOCKS, MAX_MANIFESTS, type VerifyRequest } from './verify.ts';
 
@@ -49,6 +50,15 @@ export function parseJobRequest(value: unknown): JobRequest {
       ? {}
       : { shellOnFailure: boolean(request['shellOnFailure'], 'shellOnFailure') }),
     ...(request['network'] === undefined ? {} : { network: parseNetwork(request['network']) }),
+    ...(request['exec'] === undefined
+      ? {}
+      : {
+          exec: oneOf(
+            request['exec'],
+            'exec',
+            CODE_POLICY_MODES.filter((mode) => mode !== 'off'),
+          ),
+        }),
     ...(request['origin'] === undefined ? {} : { origin: parseOrigin(request['origin']) }),
     ...(request['verify'] === undefined ? {} : { verify: parseVerify(request['verify']) }),
   };
@@ -119,6 +129,9 @@ function parseStep(value: unknown, at: string): StepRequest {
       : { timeoutMs: integer(step['timeoutMs'], `${at}.timeoutMs`, 1, 2 ** 31 - 1) }),
     ...(step['stdin'] === undefined ? {} : { stdin: boolean(step['stdin'], `${at}.stdin`) }),
     ...(step['network'] === undefined ? {} : { network: oneOf(step['network'], `${at}.network`, ['none']) }),
+    ...(step['packages'] === undefined
+      ? {}
+      : { packages: parsePackages(step['packages'], `${at}.packages`) }),
     ...(step['secrets'] === undefined
       ? {}
       : {
@@ -126,6 +139,14 @@ function parseStep(value: unknown, at: string): StepRequest {
             parseStepSecret(secret, `${at}.secrets[${i}]`),
           ),
         }),
+  };
+}
+
+function parsePackages(value: unknown, at: string): NonNullable<StepRequest['packages']> {
+  const { manager, role } = object(value, at);
+  return {
+    manager: oneOf(manager, `${at}.manager`, PACKAGE_MANAGERS),
+    role: oneOf(role, `${at}.role`, ['fetch', 'verify']),
   };
 }
 

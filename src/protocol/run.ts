@@ -6,6 +6,7 @@
  * link process of the VM, so that neither trees nor guest output pass through the daemon.
  */
 import type { ErrorReport } from '../core/errors.ts';
+import type { CodePolicyMode } from './code.ts';
 import type { JobOrigin, NetworkMode, NetworkRequest } from './network.ts';
 import type { EvidenceDemands, VerifyRequest } from './verify.ts';
 
@@ -60,7 +61,12 @@ export interface StepRequest {
   readonly secrets?: readonly StepSecret[];
   /** Every connection is refused while the step runs. */
   readonly network?: 'none';
+  /** It fetches packages, or is what checks and unpacks those of the step before it (src/job/packages.ts). */
+  readonly packages?: { readonly manager: PackageManager; readonly role: 'fetch' | 'verify' };
 }
+
+export const PACKAGE_MANAGERS = ['npm'] as const;
+export type PackageManager = (typeof PACKAGE_MANAGERS)[number];
 
 export interface StepSecret {
   readonly name: string;
@@ -86,6 +92,8 @@ export interface JobRequest {
   readonly shellOnFailure?: boolean;
   /** Absent: no more than what policy gives every job. */
   readonly network?: NetworkRequest;
+  /** At least this strict about code; absent: as policy says. */
+  readonly exec?: Exclude<CodePolicyMode, 'off'>;
   /** Absent: a person at this machine. */
   readonly origin?: JobOrigin;
   /** Absent: no more than what policy demands. */
@@ -186,6 +194,16 @@ export type RunEvent =
       /** Absent for what is no connection: a raw socket. */
       readonly host?: string;
       readonly port?: number;
+      readonly rule: string;
+      readonly message: string;
+      readonly hint?: string;
+    }
+  /** Code that nobody vouches for was to run, or did in mode `audit`; once per rule and file. */
+  | {
+      readonly type: 'code';
+      readonly action: 'recorded' | 'denied' | 'terminated';
+      /** In the VM; empty if it has none. */
+      readonly path: string;
       readonly rule: string;
       readonly message: string;
       readonly hint?: string;

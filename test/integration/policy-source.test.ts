@@ -67,6 +67,7 @@ test('the shipped policy loads: everything may be asked for on a laptop, and str
     denials: [],
     network: { mode: 'enforce', allow: ask },
     audit: 'on',
+    code: { mode: 'off' },
   });
   const stranger = await policy.engine.decideAdmission({
     ...input,

@@ -4,7 +4,12 @@
  */
 
 import { hasKeys } from '../../core/json.ts';
-import type { DetectEvent, DetectProcess, DetectProgram } from '../../policy/detection.ts';
+import {
+  type DetectEvent,
+  type DetectProcess,
+  type DetectProgram,
+  PACKAGE_PROBLEMS,
+} from '../../policy/detection.ts';
 import { DeniedWhat, FileWhat, MAX_PROCESS_RECORD_BYTES } from '../../protocol/audit.ts';
 import { type Candidate, MAX_PATH_CHARACTERS } from './candidates.ts';
 
@@ -73,7 +78,7 @@ const FIELDS: Readonly<
   exec: [
     { path: isPath, args: isArguments },
     {
-      digest: (value) => typeof value === 'string' && /^[0-9a-f]{64}$/.test(value),
+      digest: isDigest,
       earlier: (value) => hasFields(value, { uid: isUint32, binary: isPath }, {}),
     },
   ],
@@ -83,9 +88,12 @@ const FIELDS: Readonly<
     {
       what: oneOf(...Object.keys(DeniedWhat)),
       path: isPath,
+      refused: oneOf(true, false),
+      args: isArguments,
     },
-    {},
+    { digest: isDigest },
   ],
+  packages: [{ manager: isPlace, problem: oneOf(...PACKAGE_PROBLEMS), path: isPath }, {}],
   syscall: [{ name: oneOf('ptrace', 'process_vm_readv', 'process_vm_writev'), target: RELATIONS }, {}],
 };
 
@@ -122,8 +130,12 @@ function hasFields(
   return Object.entries(value).every(([name, item]) => (needed[name] ?? possible[name])?.(item) === true);
 }
 
-function oneOf(...words: readonly (string | number)[]): Check {
+function oneOf(...words: readonly (string | number | boolean)[]): Check {
   return (value) => words.includes(value as string);
+}
+
+function isDigest(value: unknown): boolean {
+  return typeof value === 'string' && /^[0-9a-f]{64}$/.test(value);
 }
 
 function isPath(value: unknown): boolean {

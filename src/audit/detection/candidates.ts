@@ -30,6 +30,8 @@ export interface Candidate {
  * drain both. So many take 10 MiB; a caller that takes them every tenth of a second has some thousands.
  */
 export const MAX_WAITING = 32_768;
+/** More of what was refused: however much a job does, that it tried to run what nobody vouches for is not passed over. */
+const MAX_WAITING_DENIED = MAX_WAITING + 1024;
 /** How far records of different CPUs may be apart. */
 const DISORDER_NS = 500_000_000n;
 /** The same again is not put to the rules again: their answer would be the same. */
@@ -82,7 +84,7 @@ export class Candidates {
 
   add(event: AuditEvent): void {
     if (event.kind === 'syscall' && !this.#isOfInterest(event)) return;
-    if (this.#waiting.length >= MAX_WAITING) {
+    if (this.#waiting.length >= (event.kind === 'denied' ? MAX_WAITING_DENIED : MAX_WAITING)) {
       this.#missed += 1;
       return;
     }
@@ -169,7 +171,13 @@ export class Candidates {
         return this.#candidate(event, process, 'connect', { host, address, port, protocol });
       }
       case 'denied':
-        return this.#candidate(event, process, 'denied', { what: event.what, path: cut(event.path) });
+        return this.#candidate(event, process, 'denied', {
+          what: event.what,
+          path: cut(event.path),
+          refused: event.blocked,
+          args: joined(process.args),
+          ...(event.digest === undefined ? {} : { digest: event.digest }),
+        });
       case 'file': {
         const path = cut(absolutePath(event.path, process.cwd));
         const target = this.#targetOfPath(path, process);

@@ -147,9 +147,9 @@ export class TetragonLines {
 
   #denied(event: DeniedEvent, process: Process): string {
     const fields = lsmFields(LSM_HOOKS[event.what], {
-      message: `${event.what} denied`,
+      message: event.blocked ? `${event.what} denied` : `${event.what} recorded`,
       ...(event.path === '' ? {} : { args: [{ file_arg: { path: event.path } }] }),
-      action: 'KPROBE_ACTION_OVERRIDE',
+      action: event.blocked ? 'KPROBE_ACTION_OVERRIDE' : 'KPROBE_ACTION_POST',
       ...(event.digest === undefined ? {} : { ima_hash: `sha256:${event.digest}` }),
     });
     return this.#line('process_lsm', event.timeNs, this.#subjects(process, event.thread), fields);

@@ -77,6 +77,8 @@ export interface Destination extends Counted {
 export interface Refused extends Counted {
   readonly what: DeniedName;
   readonly path: string;
+  /** It was let through. */
+  readonly recordedOnly?: boolean;
   readonly digest?: string;
 }
 
@@ -258,11 +260,12 @@ class ReportBuilder {
   }
 
   #deny(event: DeniedEvent, { cwd }: Process, node: ProcessNode | undefined): void {
-    const { what, digest } = event;
+    const { what, digest, blocked } = event;
     const path = event.path === '' ? '' : absolutePath(event.path, cwd);
-    this.#count(this.#refused, `${what} ${digest ?? ''} ${path}`, event, node, () => ({
+    this.#count(this.#refused, `${blocked} ${what} ${digest ?? ''} ${path}`, event, node, () => ({
       what,
       path: cut(path, MAX_PATH_CHARACTERS),
+      ...(blocked ? {} : { recordedOnly: true }),
       ...(digest === undefined ? {} : { digest }),
     }));
   }

@@ -122,8 +122,8 @@ ${table(
 ${table(
   'Refused in the VM',
   ['', 'file', 'times', 'by'],
-  report.refused.map(({ what, path, count, process }) => [
-    `<span class="bad">${what}</span>`,
+  report.refused.map(({ what, path, recordedOnly, count, process }) => [
+    recordedOnly ? `${what} (only recorded)` : `<span class="bad">${what}</span>`,
     code(path),
     String(count),
     by(process),
@@ -242,7 +242,9 @@ function timeline(run: ShownRun, report: Report): string {
   const marks = [
     ...report.destinations.map(({ firstNs, host, port }) => mark(firstNs, `${host}:${port}`, 22, false)),
     ...report.written.map(({ firstNs, what, path }) => mark(firstNs, `${what} ${path}`, 30, false)),
-    ...report.refused.map(({ firstNs, what, path }) => mark(firstNs, `${what} ${path} refused`, 38, true)),
+    ...report.refused.map(({ firstNs, what, path, recordedOnly }) =>
+      mark(firstNs, `${what} ${path} ${recordedOnly ? 'recorded' : 'refused'}`, 38, true),
+    ),
   ].slice(0, MAX_MARKS);
   return `<svg class="lane" viewBox="0 0 ${CHART_WIDTH} 44" preserveAspectRatio="none" role="img" aria-label="timeline"><rect class="ground" x="0" y="2" width="${CHART_WIDTH}" height="12"/>${bars.join('')}${marks.join('')}</svg>
 <p class="soft">bars: steps; marks, from above: destinations, files written outside of the workspace, refusals</p>`;

@@ -73,8 +73,8 @@ export function reportText(run: ShownRun, report: Report, style: Style): string 
     section(
       'refused in the VM',
       refused.map(
-        ({ what, path, count, process }) =>
-          `${style.red(what)} ${oneLine(path)}${times(count)}${by(process)}`,
+        ({ what, path, recordedOnly, digest, count, process }) =>
+          `${recordedOnly ? `${style.yellow(what)} (only recorded)` : style.red(what)} ${oneLine(path)}${times(count)}${by(process)}${digest === undefined ? '' : `  ${style.dim(`sha256:${digest}`)}`}`,
       ),
       style,
     ),
@@ -214,7 +214,7 @@ function eventText(event: AuditEvent, nameOf: NameOf): string {
     case 'connect':
       return `connects to ${nameOf(event.address) ?? event.address}:${event.port}${resultText(event.result)}`;
     case 'denied':
-      return `was refused: ${event.what} ${event.path}`;
+      return `${event.blocked ? 'was refused' : 'was recorded, and not refused'}: ${event.what} ${event.path}`;
     case 'file':
       return `${event.what} ${event.path}`;
     case 'syscall': {

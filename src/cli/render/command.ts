@@ -4,7 +4,7 @@ import type { JobEnd } from '../../job/schedule.ts';
 import type { RunEvent } from '../../protocol/run.ts';
 import type { Stream } from '../output.ts';
 import { formatError, formatHint, oneLine } from './format.ts';
-import { explainHint, networkLines } from './network.ts';
+import { explainHint, noticeLines, recordedCodeLines } from './network.ts';
 import type { JobRecord } from './record.ts';
 import type { Renderer } from './renderer.ts';
 import type { Terminal } from './terminal.ts';
@@ -43,8 +43,8 @@ export class CommandRenderer implements Renderer {
     if (event.type === 'queued' || event.type === 'preparing') this.#announce(job.phase);
     else if (event.type === 'step-start') this.#announce(undefined);
     else if (event.type === 'notice' && event.level === 'warning') this.notice(job, 'warning', event.message);
-    else if (event.type === 'network' && event.action === 'denied')
-      this.#terminal.line(networkLines(event, this.#terminal.style));
+    else if ((event.type === 'network' || event.type === 'code') && event.action === 'denied')
+      this.#terminal.line(noticeLines(event, this.#terminal.style));
     else if (event.type === 'step-end' && event.hint !== undefined)
       this.#terminal.line(formatHint(event.hint));
   }
@@ -61,6 +61,7 @@ export class CommandRenderer implements Renderer {
 
   jobEnd(job: JobRecord, end: JobEnd): void {
     this[Symbol.dispose]();
+    for (const line of recordedCodeLines(job.code, this.#terminal.style)) this.#terminal.line(line);
     if (end.state !== 'ran' || !end.result.error) return;
     const { outcome, error } = end.result;
     if (outcome !== 'failure' && outcome !== 'success')

@@ -1,9 +1,10 @@
-/** What policy and the network say of a run, in words. Pure. */
+/** What policy, the network and the control of code say of a run, in words. Pure. */
 import type { JobEnd } from '../../job/schedule.ts';
 import type { RunEvent } from '../../protocol/run.ts';
 import { formatHint, oneLine, type Style } from './format.ts';
 
 type Admitted = Extract<RunEvent, { readonly type: 'admitted' }>;
+export type CodeNotice = Extract<RunEvent, { readonly type: 'code' }>;
 export type NetworkNotice = Extract<RunEvent, { readonly type: 'network' }>;
 
 /** Destinations of a preset in one line; `ct policy check` shows all. */
@@ -37,8 +38,20 @@ export function shortDigest(digest: string): string {
     .slice(0, DIGEST_CHARACTERS);
 }
 
+/** At the end of a job: what would be refused in another mode than `audit`. */
+export function recordedCodeLines(notices: readonly CodeNotice[], style: Style): string[] {
+  const recorded = notices.filter(({ action }) => action === 'recorded');
+  if (recorded.length === 0) return [];
+  return [
+    style.yellow(
+      `${recorded.length === 1 ? 'this' : `these ${recorded.length}`} would be refused if \`exec\` were not only \`audit\`:`,
+    ),
+    ...recorded.map(({ message, rule }) => style.dim(`  ${oneLine(message)} (rule ${oneLine(rule)})`)),
+  ];
+}
+
 /** A refusal, or what mode `audit` only records; nothing for one that ended the run, which its result says. */
-export function networkLines(notice: NetworkNotice, style: Style): string {
+export function noticeLines(notice: NetworkNotice | CodeNotice, style: Style): string {
   const { action, message, rule, hint } = notice;
   if (action === 'terminated') return '';
   const what = `${oneLine(message)} (rule ${oneLine(rule)})`;

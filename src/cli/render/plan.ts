@@ -13,8 +13,36 @@ export function describePlan(plan: Plan, options: Pick<RunOptions, 'action' | 'j
 }
 
 function describeJob(job: PlannedJob): unknown {
-  const { name, id, needs, image, cpus, memoryMib, diskMib, timeoutMs, network, env, steps, artifacts } = job;
-  return { name, id, needs, image, cpus, memoryMib, diskMib, timeoutMs, network, env, steps, artifacts };
+  const {
+    name,
+    id,
+    needs,
+    image,
+    cpus,
+    memoryMib,
+    diskMib,
+    timeoutMs,
+    network,
+    exec,
+    env,
+    steps,
+    artifacts,
+  } = job;
+  return {
+    name,
+    id,
+    needs,
+    image,
+    cpus,
+    memoryMib,
+    diskMib,
+    timeoutMs,
+    network,
+    exec,
+    env,
+    steps,
+    artifacts,
+  };
 }
 
 function listJobs(plan: Plan): string {
@@ -33,12 +61,13 @@ function listJobs(plan: Plan): string {
 }
 
 function showJob(job: PlannedJob): string {
-  const { name, image, cpus, memoryMib, diskMib, timeoutMs, needs, network, env, artifacts } = job;
+  const { name, image, cpus, memoryMib, diskMib, timeoutMs, needs, network, exec, env, artifacts } = job;
   const shape = `${cpus} cpu, ${formatSizeMib(memoryMib)} memory, ${formatSizeMib(diskMib)} disk`;
   const lines = [
     `${oneLine(name)}: ${image}, ${shape}, at most ${formatDuration(timeoutMs)}`,
     ...(needs.length > 0 ? [`  needs ${needs.map(oneLine).join(', ')}`] : []),
     ...(network === undefined ? [] : [`  network ${describeNetwork(network)}`]),
+    ...(exec === undefined ? [] : [`  code ${exec}`]),
     ...Object.entries(env).map(([key, value]) => `  ${key}=${oneLine(value)}`),
     ...job.steps.flatMap((step) => [
       `  ▶ ${oneLine(step.name)}${step.condition === 'success' ? '' : ` (if ${step.condition})`}`,

@@ -29,6 +29,8 @@ export interface CheckedJob extends PolicyCheck {
   readonly denials: readonly (Denial & { readonly source?: Place })[];
 }
 
+const ORIGINS = { source: 'the working tree', built: 'what steps without network write' } as const;
+
 export function checkedJobText({ name, decision, denials, presets }: CheckedJob, style: Style): string {
   const { allow, network } = decision;
   const title = style.bold(oneLine(name));
@@ -54,13 +56,18 @@ export function checkedJobText({ name, decision, denials, presets }: CheckedJob,
     rows.length === 0
       ? '  it can connect to nothing\n'
       : `  it can connect to:\n${formatTable(rows).replaceAll(/^/gm, '    ').trimEnd()}\n`;
-  return `${title}: ${style.green('allowed')}; network: ${network.mode}\n${resolved.join('')}${grants}`;
+  const { code } = decision;
+  const judged =
+    code === undefined || code.mode === 'off'
+      ? ''
+      : `  code: ${code.mode}; trusted are the image, what is signed${code.trust.map((origin) => `, ${ORIGINS[origin]}`).join('')}\n`;
+  return `${title}: ${style.green('allowed')}; network: ${network.mode}\n${resolved.join('')}${grants}${judged}`;
 }
 
 /** The document of `ct policy check --json` has these. */
 export function checkedJobJson({ name, image, decision, denials, presets }: CheckedJob): unknown {
-  const { allow, network } = decision;
-  return { name, image, allowed: allow, denials, network: allow ? network : null, presets };
+  const { allow, network, code = null } = decision;
+  return { name, image, allowed: allow, denials, network: allow ? network : null, code, presets };
 }
 
 /** One paragraph for each refusal; those that say the same of the same step (A and AAAA of a name) are one. */

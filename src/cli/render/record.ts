@@ -11,10 +11,10 @@ import type {
   StepOutcome,
   VmSource,
 } from '../../protocol/run.ts';
-import type { NetworkNotice } from './network.ts';
+import type { CodeNotice, NetworkNotice } from './network.ts';
 
 /** The daemon sends fewer; it may be of another version. */
-const MAX_NETWORK_NOTICES = 1000;
+const MAX_NOTICES = 1000;
 
 export interface StepRecord {
   readonly name: string;
@@ -52,6 +52,7 @@ export class JobRecord {
     readonly presets: readonly ResolvedPreset[];
   };
   readonly network: NetworkNotice[] = [];
+  readonly code: CodeNotice[] = [];
   end?: JobEnd;
   durationMs?: number;
 
@@ -84,7 +85,10 @@ export class JobRecord {
         this.policy = { digest: event.policy, mode: event.mode, presets: event.presets };
         return;
       case 'network':
-        if (this.network.length < MAX_NETWORK_NOTICES) this.network.push(event);
+        if (this.network.length < MAX_NOTICES) this.network.push(event);
+        return;
+      case 'code':
+        if (this.code.length < MAX_NOTICES) this.code.push(event);
         return;
       case 'evidence':
         this.phase = 'verifying what is signed';
@@ -233,6 +237,7 @@ export function reportOf(run: RunRecord): unknown {
       artifacts: job.artifacts,
       policy: job.policy,
       network: job.network.length === 0 ? undefined : job.network.map(({ type: _, ...notice }) => notice),
+      code: job.code.length === 0 ? undefined : job.code.map(({ type: _, ...notice }) => notice),
     })),
   };
 }

@@ -6,7 +6,7 @@ import type { RunEvent, StepOutcome, VmSource } from '../../protocol/run.ts';
 import type { Stream } from '../output.ts';
 import { formatBytes, formatElapsed, formatError, formatHint, oneLine } from './format.ts';
 import { LinePrefixer } from './line-prefixer.ts';
-import { admittedLines, explainHint, networkLines } from './network.ts';
+import { admittedLines, explainHint, noticeLines, recordedCodeLines } from './network.ts';
 import type { JobRecord, RunRecord, StepRecord } from './record.ts';
 import type { Renderer } from './renderer.ts';
 import type { Terminal } from './terminal.ts';
@@ -68,7 +68,10 @@ export class TextRenderer implements Renderer {
         for (const line of admittedLines(event)) this.#line(job, dim(`• ${line}`));
         return;
       case 'network':
-        if (event.action !== 'terminated') this.#line(job, networkLines(event, this.#terminal.style));
+        if (event.action !== 'terminated') this.#line(job, noticeLines(event, this.#terminal.style));
+        return;
+      case 'code':
+        if (event.action === 'denied') this.#line(job, noticeLines(event, this.#terminal.style));
         return;
       case 'verified':
         for (const fact of event.facts) this.#line(job, dim(`• ${oneLine(fact)}`));
@@ -151,6 +154,7 @@ export class TextRenderer implements Renderer {
         ),
       );
     }
+    for (const line of recordedCodeLines(job.code, style)) this.#line(job, line);
     // A step that failed has said so; the error repeats it only where it knows more.
     if (error && outcome !== 'failure') this.#line(job, formatError(error, style));
     const explain = explainHint(end, job.run);
