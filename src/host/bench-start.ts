@@ -9,13 +9,16 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { CtError } from '../core/errors.ts';
 import { installRoot } from '../core/install.ts';
+import { PresetResolver } from '../egress/presets/index.ts';
 import { ImageStore } from '../image/store.ts';
 import type { Accelerator } from '../protocol/run.ts';
 import type { MachineShape } from '../vmm/driver.ts';
 import { type RuncBench, runcBench } from './bench-runc.ts';
 import { connectHost } from './client.ts';
 import { type Distribution, distribution, ratio } from './distribution.ts';
+import { ImageGate } from './image-gate.ts';
 import { Machines } from './machines.ts';
+import { PolicyKeeper } from './policy.ts';
 
 export type { Distribution } from './distribution.ts';
 
@@ -28,6 +31,8 @@ export interface StartFigures {
   readonly coldBootMs: Distribution;
   /** Claim of a warm VM → first byte of a tiny static program has arrived on the host. Each a VM of its own. */
   readonly warmClaimMs: Distribution;
+  /** What policy is told of the image and says to it, for one run: parts, signatures and scan are as they were. */
+  readonly imageMs: Distribution;
   /** Claim → the pool has the next one ready, its pause included. */
   readonly refillMs: Distribution;
   readonly poolSize: number;
@@ -77,12 +82,14 @@ export async function benchStart(options: BenchStartOptions): Promise<StartFigur
   const runc = options.versus === 'runc' ? cleanup.use(await runcBench(scratchDirectory)) : undefined;
   const progress = new Progress(options, 4 * options.runs);
   const restored = await measureRestore(make(0), options, progress);
+  const imageMs = await measureImage(images, options);
   const warm = await measureWarm(make(POOL_SIZE), runc, options, progress);
   const cliMs = await measureCli(scratchDirectory, options, progress);
   const { shape, runs } = options;
   return {
     runs,
     ...restored,
+    imageMs,
     shape: { cpus: shape.cpus, memoryMib: shape.memoryMib },
     ...warm,
     cliMs,
@@ -117,7 +124,7 @@ async function measureRestore(
   machines: Machines,
   { shape, runs }: BenchStartOptions,
   progress: Progress,
-): Promise<Omit<StartFigures, 'runs' | 'shape' | keyof WarmFigures | 'cliMs' | 'runc'>> {
+): Promise<Omit<StartFigures, 'runs' | 'shape' | keyof WarmFigures | 'cliMs' | 'runc' | 'imageMs'>> {
   const samples = new Samples();
   const first = await machines.claim(shape, () => {});
   await first.machine.destroy();
@@ -157,6 +164,24 @@ async function measureRestore(
     privateMib: samples.distribution('private'),
     linkPrivateMib: samples.distribution('link'),
   };
+}
+
+/** As the daemon asks before each claim. Whether the image is let in does not matter here. */
+async function measureImage(
+  images: ImageStore,
+  { ctHome, shape, runs }: BenchStartOptions,
+): Promise<Distribution> {
+  const samples = new Samples();
+  const gate = new ImageGate({ ctHome, images });
+  const policy = await new PolicyKeeper({
+    ctHome,
+    env: process.env,
+    presets: new PresetResolver(),
+  }).current();
+  const judge = () => gate.judge(shape.image, { job: 'bench', trust: 'local' }, policy);
+  await judge();
+  for (let run = 0; run < runs; run++) samples.add('image', await timed(judge));
+  return samples.distribution('image');
 }
 
 type WarmFigures = Pick<StartFigures, 'warmClaimMs' | 'refillMs' | 'poolSize' | 'runcMs' | 'warmVsRunc'>;

@@ -124,3 +124,30 @@ test('close destroys what is ready, and what is being filled', async () => {
   assert.equal(machine.destroyed, 1);
   assert.equal(pool.size, 0);
 });
+
+test('what is given up of several shapes is gone, also what was being made meanwhile; others stay', async () => {
+  const wait = Promise.withResolvers<void>();
+  const made: FakeMachine[] = [];
+  const { pool } = makePool(10, async (shape) => {
+    const machine = new FakeMachine(shape);
+    made.push(machine);
+    if (made.length === 3) await wait.promise;
+    return machine;
+  });
+  for (const shape of ['bad/1', 'good/1']) pool.take(shape);
+  pool.refill();
+  await pool.settled();
+  pool.take('bad/2');
+  pool.refill(); // and hangs
+  const givenUp = pool.forgetAll((shape) => shape.startsWith('bad/'));
+  wait.resolve();
+  await givenUp;
+  await pool.settled();
+  assert.deepEqual(made.map(({ shape, destroyed }) => [shape, destroyed]).sort(), [
+    ['bad/1', 1],
+    ['bad/2', 1],
+    ['good/1', 0],
+  ]);
+  assert.equal(pool.take('bad/1'), undefined);
+  assert.equal(pool.take('good/1')?.shape, 'good/1');
+});

@@ -59,6 +59,7 @@ function render(figures: StartFigures): string {
     ['warm claim → first instruction', 'ms', figures.warmClaimMs],
     ...(figures.runcMs ? [['runc run → first instruction', 'ms', figures.runcMs] as const] : []),
     ['`ct run -- true`', 'ms', figures.cliMs],
+    ['image verified, for a run', 'ms', figures.imageMs],
     ['pool ready again', 'ms', figures.refillMs],
     ['cold boot', 'ms', figures.coldBootMs],
     ['restore → first instruction', 'ms', figures.restoreMs],
