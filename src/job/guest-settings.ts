@@ -8,7 +8,7 @@
 import { BoundedTail } from '../core/bounded-tail.ts';
 import { CtError } from '../core/errors.ts';
 import type { ExecRequest, ExecResult } from '../guest/session.ts';
-import { PROBE_PATH, SCRIPT_DIRECTORY } from '../protocol/guest-link.ts';
+import { SCRIPT_DIRECTORY } from '../protocol/guest-link.ts';
 import type { GuestNetworkSettings } from '../protocol/network.ts';
 import { EntryType, TREE_HEADER_BYTES, TREE_MAGIC, writeHeader } from './tree-format.ts';
 
@@ -51,29 +51,21 @@ export async function installGuestSettings(
   settings: GuestNetworkSettings,
   { home, exec }: GuestSettingsTarget,
 ): Promise<void> {
-  if (settings.authoritiesPem !== undefined) {
-    // A script that nothing runs. The probe is a program that every VM has, whatever its image.
-    const script = { name: AUTHORITIES_NAME, content: settings.authoritiesPem };
-    await succeed('certificate authorities', (onOutput) => exec({ argv: [PROBE_PATH], script, onOutput }));
-  }
-  const files = Object.entries(settings.homeFiles ?? {});
-  if (files.length > 0) {
-    const stdin = [treeOf(files)];
-    await succeed('settings', (onOutput) =>
-      exec({ builtin: 'tree-in', argv: [home], stdin: toAsync(stdin), onOutput }),
-    );
-  }
-}
-
-async function succeed(
-  what: string,
-  start: (onOutput: ExecRequest['onOutput']) => Promise<ExecResult>,
-): Promise<void> {
+  const { authoritiesPem, homeFiles = {} } = settings;
+  const files = Object.entries(homeFiles);
+  if (authoritiesPem === undefined && files.length === 0) return;
   const output = new BoundedTail(2048);
-  const result = await start((_, bytes) => output.push(bytes));
+  const result = await exec({
+    builtin: 'tree-in',
+    argv: [home],
+    stdin: toAsync([treeOf(files)]),
+    // A script that nothing runs.
+    ...(authoritiesPem === undefined ? {} : { script: { name: AUTHORITIES_NAME, content: authoritiesPem } }),
+    onOutput: (_, bytes) => output.push(bytes),
+  });
   if (result.kind === 'exited' && result.code === 0) return;
   const why = result.kind === 'failed' ? result.message : output.text().trim();
-  throw new CtError('GUEST_REFUSED', `the ${what} of this host could not be written into the VM: ${why}`);
+  throw new CtError('GUEST_REFUSED', `settings of this host could not be written into the VM: ${why}`);
 }
 
 async function* toAsync(chunks: readonly Buffer[]): AsyncGenerator<Buffer> {

@@ -54,8 +54,6 @@ async function openTarget(): Promise<Target> {
         uid: process.getuid?.() ?? 0,
         gid: process.getgid?.() ?? 0,
         ...request,
-        // The probe is only in VMs.
-        argv: request.builtin === undefined ? ['true'] : request.argv,
       }),
     [Symbol.asyncDispose]: () => cleanup.disposeAsync(),
   };
