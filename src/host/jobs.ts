@@ -3,13 +3,15 @@ import { randomUUID } from 'node:crypto';
 import type { Socket } from 'node:net';
 import type { AlertSink } from '../audit/alert.ts';
 import { withDeadline } from '../core/deadline.ts';
-import { CtError, toCtError } from '../core/errors.ts';
+import { CtError, errorReport, toCtError } from '../core/errors.ts';
 import { VERSION } from '../core/version.ts';
 import { resultOf } from '../job/outcome.ts';
 import type { AdmissionDecision, Decided, EgressDecision, ImageDecision } from '../policy/decision.ts';
 import type { DetectInput } from '../policy/detection.ts';
 import type { AdmissionInput, EgressInput, ImageInput, RunFacts } from '../policy/input.ts';
 import { decisionLogEntry, type FindingDecision } from '../policy/log-entry.ts';
+import type { VerifyDecision, VerifyInput } from '../policy/verify.ts';
+import { type Evidence, MAX_EVIDENCE_BYTES, parseEvidence } from '../protocol/evidence.ts';
 import { MAX_JSON_BYTES } from '../protocol/limits.ts';
 import { parseJobRequest } from '../protocol/parse-job-request.ts';
 import { encodeChunked, RecordDecoder } from '../protocol/records.ts';
@@ -21,6 +23,7 @@ import {
   type RunEvent,
   ServerRecord,
 } from '../protocol/run.ts';
+import type { EvidenceDemands } from '../protocol/verify.ts';
 import type { MachineShape } from '../vmm/driver.ts';
 import { type AdmissionOptions, type Applicant, consider, type Grant, grantOf } from './admission.ts';
 import { type Capacity, VM_OVERHEAD_MIB } from './capacity.ts';
@@ -38,6 +41,7 @@ import {
   standingOf,
 } from './image-gate.ts';
 import type { ImageWatch } from './image-watch.ts';
+import { type VerifiedJob, verificationAlert, verifyJob } from './job-verification.ts';
 import type { Claim, Machines } from './machines.ts';
 import type { CurrentPolicy } from './policy.ts';
 import { RunAudit } from './run-audit.ts';
@@ -45,6 +49,8 @@ import { RunDetections } from './run-detections.ts';
 import type { LiveRun, Runs } from './runs.ts';
 
 const REQUEST_TIMEOUT_MS = 30_000;
+/** git may have to look at a large tree. */
+const EVIDENCE_TIMEOUT_MS = 120_000;
 /** Guest memory comes in classes, so that few templates serve many jobs. */
 const MEMORY_CLASSES_MIB = [256, 512, 1024, 2048, 3072, 4096, 6144, 8192, 12_288, 16_384];
 const MEMORY_STEP_MIB = 8192;
@@ -97,6 +103,8 @@ interface Admitted extends Candidate {
   readonly facts: RunFacts & { readonly id: string };
   readonly policy: CurrentPolicy;
   readonly grant: Grant;
+  /** Absent: nothing was demanded. */
+  readonly verified?: VerifiedJob;
   /** What the client was told of it: the log of the run, which begins later, has it, too. */
   readonly told: readonly RunEvent[];
   readonly standing: ImageStanding;
@@ -126,7 +134,13 @@ async function admit(
     ),
   ];
   for (const event of told) connection.event(event);
-  return { ...candidate, facts, policy, grant, told, standing };
+  const verified = await verify(connection, candidate, facts, policy, options);
+  if (verified) {
+    const event: RunEvent = { type: 'verified', facts: verified.facts };
+    connection.event(event);
+    told.push(event);
+  }
+  return { ...candidate, facts, policy, grant, told, standing, ...(verified ? { verified } : {}) };
 }
 
 /** Throws why the image may not boot; then an alert was filed. */
@@ -154,11 +168,35 @@ async function judgeImage(
   return verdict;
 }
 
+/** Undefined if nothing is demanded. Throws what {@link verifyJob} throws, once somebody was alerted. */
+async function verify(
+  connection: JobConnection,
+  { request, log }: Candidate,
+  facts: RunFacts & { readonly id: string },
+  policy: CurrentPolicy,
+  { presets, alerts }: JobsOptions,
+): Promise<VerifiedJob | undefined> {
+  try {
+    return await verifyJob({
+      request,
+      run: facts,
+      policy,
+      presets,
+      askClient: (demands) => connection.evidence(demands),
+      record: (input, decided) => void record(log, input, decided),
+    });
+  } catch (error) {
+    const alert = verificationAlert(errorReport(error), facts, log.path, new Date());
+    if (alert) alerts.file(alert);
+    throw error;
+  }
+}
+
 /** The id of the entry. */
 function record(
   log: DecisionLog,
-  input: AdmissionInput | EgressInput | ImageInput | DetectInput,
-  decided: Decided<AdmissionDecision | EgressDecision | ImageDecision | FindingDecision>,
+  input: AdmissionInput | EgressInput | ImageInput | VerifyInput | DetectInput,
+  decided: Decided<AdmissionDecision | EgressDecision | ImageDecision | VerifyDecision | FindingDecision>,
 ): string {
   const decisionId = randomUUID();
   log.add(decisionLogEntry({ decisionId, time: new Date(), labels: { version: VERSION } }, input, decided));
@@ -245,7 +283,7 @@ async function runAdmitted(
       evidence: audit.directory,
       alerts: options.alerts,
     });
-  const { outcome } = await claim.machine.runJob({
+  const { outcome, error } = await claim.machine.runJob({
     run,
     audit,
     detections,
@@ -255,9 +293,16 @@ async function runAdmitted(
     socket,
     pending,
     settings: grant.settings,
-    code: code && { settings: code, hasNetwork: grant.hasNetwork },
+    code: code && {
+      settings: { ...code, digests: admitted.verified?.digests ?? [] },
+      hasNetwork: grant.hasNetwork,
+    },
+    expected: admitted.verified?.expected,
     openGate: (peer) => openGate(admitted, peer, options),
   });
+  // The tree was not what was signed: the link process has seen it.
+  const alert = verificationAlert(error, admitted.facts, admitted.log.path, new Date());
+  if (alert) options.alerts.file(alert);
   const destinations = detections?.destinations;
   if (outcome === 'success' && audit?.isWhole && destinations) run.destinations(destinations);
 }
@@ -312,6 +357,12 @@ function shapeOf(request: JobRequest): MachineShape {
   return { image: request.image, cpus: request.cpus, memoryMib, volumeMib: request.diskMib };
 }
 
+interface EvidenceIntake {
+  readonly pieces: Buffer[];
+  readonly received: PromiseWithResolvers<Evidence>;
+  bytes: number;
+}
+
 /** The daemon's hold on a client connection, until the link process of the claimed VM takes it over. */
 class JobConnection {
   readonly request: Promise<JobRequest>;
@@ -320,6 +371,8 @@ class JobConnection {
   readonly #controller = new AbortController();
   readonly #received = Promise.withResolvers<JobRequest>();
   readonly #json: Buffer[] = [];
+  /** What the client was asked for. */
+  #evidence: EvidenceIntake | undefined;
   #jsonBytes = 0;
   #released = false;
 
@@ -338,6 +391,21 @@ class JobConnection {
   /** Aborted when the client cancels or goes away. */
   get signal(): AbortSignal {
     return this.#controller.signal;
+  }
+
+  /** Asks the client for evidence, once, and waits for it. Throws HOST_PROTOCOL, CANCELLED. */
+  async evidence(demands: EvidenceDemands): Promise<Evidence> {
+    const received = Promise.withResolvers<Evidence>();
+    this.#evidence = { pieces: [], received, bytes: 0 };
+    const onAbort = (): void => received.reject(this.signal.reason);
+    if (this.signal.aborted) onAbort();
+    this.signal.addEventListener('abort', onAbort, { once: true });
+    this.event({ type: 'evidence', demands });
+    return await withDeadline(
+      received.promise,
+      EVIDENCE_TIMEOUT_MS,
+      () => new CtError('HOST_PROTOCOL', 'the client did not send its evidence in time'),
+    );
   }
 
   event(event: RunEvent): void {
@@ -387,10 +455,22 @@ class JobConnection {
       this.#json.push(Buffer.from(payload));
     } else if (type === ClientRecord.requestEnd) {
       this.#received.resolve(parseJobRequest(parseJson(Buffer.concat(this.#json))));
+    } else if (type === ClientRecord.evidence && this.#evidence) {
+      this.#takeEvidence(this.#evidence, payload);
     } else if (type === ClientRecord.cancel) {
       this.#stop(new CtError('CANCELLED', 'the run was cancelled'));
     } else {
       throw new CtError('HOST_PROTOCOL', `record type ${type} came before a VM was claimed`);
+    }
+  }
+
+  #takeEvidence(evidence: EvidenceIntake, payload: Buffer): void {
+    evidence.bytes += payload.length;
+    if (evidence.bytes > MAX_EVIDENCE_BYTES) throw new CtError('HOST_PROTOCOL', 'the evidence is too large');
+    if (payload.length > 0) evidence.pieces.push(Buffer.from(payload));
+    else {
+      this.#evidence = undefined;
+      evidence.received.resolve(parseEvidence(Buffer.concat(evidence.pieces)));
     }
   }
 

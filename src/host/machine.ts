@@ -8,6 +8,7 @@ import { resultOf } from '../job/outcome.ts';
 import type { CodeSettings } from '../protocol/code.ts';
 import type { GuestNetworkSettings } from '../protocol/network.ts';
 import type { JobRequest, JobResult, RunEvent } from '../protocol/run.ts';
+import type { TreeExpectation } from '../protocol/verify.ts';
 import type { Vm } from '../vmm/driver.ts';
 import type { Removed } from './api.ts';
 import type { AuditLoss, AuditReport } from './audit-messages.ts';
@@ -136,6 +137,8 @@ export class Machine {
     readonly settings?: GuestNetworkSettings | undefined;
     /** Absent: all code may run. `hasNetwork`: steps that do not say otherwise have one. */
     readonly code?: { readonly settings: CodeSettings; readonly hasNetwork: boolean } | undefined;
+    /** What the tree has to be. */
+    readonly expected?: TreeExpectation | undefined;
     /** Absent: the run is not on record. */
     readonly audit?: RunAudit | undefined;
     /** Judges what is recorded. */
@@ -188,6 +191,7 @@ export class Machine {
           logDirectory: this.#link.giveLogs(run.logDirectory),
           ...(options.settings === undefined ? {} : { settings: options.settings }),
           ...(options.code && { code: options.code }),
+          ...(options.expected === undefined ? {} : { expected: options.expected }),
           ...(audit && {
             audit: {
               directory: this.#link.giveAudit(audit.directory),

@@ -25,6 +25,12 @@ import {
 } from '../policy/engine.ts';
 import type { AdmissionInput, EgressInput, Entrypoint, ImageInput } from '../policy/input.ts';
 import { MAX_OPA_ANSWER_BYTES, questionBody, questionUrl, readAnswer } from '../policy/remote.ts';
+import {
+  failedVerify,
+  parseVerifyDecision,
+  type VerifyDecision,
+  type VerifyInput,
+} from '../policy/verify.ts';
 
 /** A decision takes a millisecond; a job's connection waits for this one. */
 const DEFAULT_TIMEOUT_MS = 2000;
@@ -71,6 +77,11 @@ export class OpaClient implements PolicyEngine, Disposable {
   async decideImage(input: ImageInput): Promise<Decided<ImageDecision>> {
     const { result, meta } = await this.#ask('ct/image/decision', { ...input, run: withoutId(input.run) });
     return decided(result, meta, parseImageDecision, failedImage);
+  }
+
+  async decideVerify(input: VerifyInput): Promise<Decided<VerifyDecision>> {
+    const { result, meta } = await this.#ask('ct/verify/decision', { ...input, run: withoutId(input.run) });
+    return decided(result, meta, parseVerifyDecision, failedVerify);
   }
 
   [Symbol.dispose](): void {

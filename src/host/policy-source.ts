@@ -10,6 +10,8 @@ import type { PresetName } from '../egress/presets/names.ts';
 import { MAX_POLICY_DATA_BYTES, type PolicyData, parsePolicyData } from '../policy/data.ts';
 import type { Destination } from '../policy/destination.ts';
 import { loadWasmEngine, type PolicyEngine } from '../policy/engine.ts';
+import type { JobTrustData } from '../policy/verify-rules.ts';
+import type { JobTrust } from '../verification/job-trust.ts';
 import { OpaClient } from './opa-client.ts';
 import { compilePolicy, regoSources } from './policy-compiler.ts';
 
@@ -17,6 +19,10 @@ export const shippedPolicies: string = join(installRoot, 'policies');
 /** The shipped rules: `ct.admission`, `ct.egress` and what they share. */
 export const shippedRules: string = join(shippedPolicies, 'ct');
 const SYSTEM_DIRECTORY = '/etc/ct/policy';
+/** Trusts nobody. */
+const NOBODY: JobTrust = { bundles: undefined, identities: [], ssh: [], registryKeys: new Map() };
+/** Trusted roots, lists of signers and keys. */
+const MAX_TRUST_FILE_BYTES = 4 * 1024 * 1024;
 /** That of the public Sigstore has 7 KiB. */
 const MAX_TRUSTED_ROOT_BYTES = 4 * 1024 * 1024;
 const DATA_FILES = ['data.yml', 'data.json'];
@@ -47,6 +53,8 @@ export interface LoadedPolicySource extends Disposable {
   readonly imageRoot?: Uint8Array;
   /** Absent: the shipped policy counts. */
   readonly directory?: string;
+  /** Whose signatures of jobs are verified. */
+  readonly jobTrust: JobTrust;
   /** For people: `the policy in /etc/ct/policy`. */
   readonly description: string;
 }
@@ -77,13 +85,16 @@ export async function loadPolicy(
   const opaUrl = options.opaUrl ?? data.opaUrl;
   const where = directory === undefined ? 'the policy that ct comes with' : `the policy in ${directory}`;
   const imageRoot = readImageRoot(directory, data);
+  const trusted = await readJobTrust(directory, data.jobTrust);
   const found = {
     data,
+    jobTrust: trusted.trust,
     ...(directory === undefined ? {} : { directory }),
     ...(imageRoot === undefined ? {} : { imageRoot }),
   };
-  // Who signs images is no part of what Rego sees, and decides all the same.
+  // Who signs is no part of what Rego sees, and decides all the same.
   const trust = JSON.stringify([
+    trusted.digest,
     data.imageTrust,
     imageRoot && createHash('sha256').update(imageRoot).digest('hex'),
   ]);
@@ -153,6 +164,40 @@ function readImageRoot(directory: string | undefined, { imageTrust }: PolicyData
     );
   }
   return readFileSync(path);
+}
+
+/** Signers with the files that the data names; the digest is of all of it. Throws TRUST_INVALID, POLICY_INVALID. */
+async function readJobTrust(
+  directory: string | undefined,
+  data: JobTrustData,
+): Promise<{ readonly trust: JobTrust; readonly digest: string }> {
+  const hash = createHash('sha256').update(JSON.stringify(data));
+  if (data.signers.length === 0 && data.npmKeys === undefined)
+    return { trust: NOBODY, digest: hash.digest('hex') };
+  // It loads Sigstore's verifier, which takes longer than all else here.
+  const { loadJobTrust } = await import('../verification/job-trust.ts');
+  const trust = loadJobTrust(data, (name) => {
+    const bytes = readTrustFile(directory, name);
+    hash.update(bytes);
+    return bytes;
+  });
+  return { trust, digest: hash.digest('hex') };
+}
+
+function readTrustFile(directory: string | undefined, name: string): Buffer {
+  const path = join(directory ?? shippedPolicies, name);
+  try {
+    if (statSync(path).size > MAX_TRUST_FILE_BYTES) throw new Error('it is too large');
+    return readFileSync(path);
+  } catch (error) {
+    throw new CtError(
+      'POLICY_INVALID',
+      `${path}, which the policy names, cannot be read: ${messageOf(error)}`,
+      {
+        cause: error,
+      },
+    );
+  }
 }
 
 function readData(

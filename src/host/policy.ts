@@ -7,6 +7,7 @@ import type { PresetName } from '../egress/presets/names.ts';
 import type { ImageSigners } from '../image/evidence.ts';
 import type { PolicyEngine } from '../policy/engine.ts';
 import type { NetworkMode } from '../protocol/network.ts';
+import type { JobTrust } from '../verification/job-trust.ts';
 import type { FixedAddresses } from './dialer.ts';
 import type { LoadedPolicySource, PolicySourceOptions } from './policy-source.ts';
 
@@ -25,6 +26,8 @@ export interface CurrentPolicy {
   readonly runningImages: 'finish' | 'terminate';
   /** The least strict mode that a job can have, where its repository has none of its own. */
   readonly mode: NetworkMode;
+  /** Whose signatures of jobs are verified. */
+  readonly jobTrust: JobTrust;
   /** It stays usable until disposal, also when another one counts by then. */
   hold(): Disposable;
 }
@@ -127,6 +130,10 @@ class HeldPolicy implements CurrentPolicy {
 
   get directory(): string | undefined {
     return this.#loaded.directory;
+  }
+
+  get jobTrust(): JobTrust {
+    return this.#loaded.jobTrust;
   }
 
   get opaUrl(): string | undefined {

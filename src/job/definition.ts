@@ -6,12 +6,23 @@ import { MAX_JOB_SECRETS, MAX_SECRET_NAME_BYTES, MAX_STEPS } from '../protocol/l
 import { MAX_NETWORK_ENTRIES, MAX_NETWORK_ENTRY_BYTES, NETWORK_MODES } from '../protocol/network.ts';
 import { PACKAGE_MANAGERS } from '../protocol/run.ts';
 import { SECRET_PATTERN } from '../protocol/secret-record.ts';
+import { DEPENDENCY_LEVELS, MAX_LOCKS, MAX_MANIFESTS, USUAL_LOCKS } from '../protocol/verify.ts';
 import type { Template } from './expression.ts';
 import { wrongDestination } from './network.ts';
 import { formatSizeMib } from './quantity.ts';
 import { type KeyRule, list, listOr, oneOrMany, record, scalarOr } from './schema/collections.ts';
 import { object, objectWithRest, optional, required } from './schema/objects.ts';
-import { duration, integer, oneOf, orTemplate, scalarText, size, template, text } from './schema/scalars.ts';
+import {
+  duration,
+  flag,
+  integer,
+  oneOf,
+  orTemplate,
+  scalarText,
+  size,
+  template,
+  text,
+} from './schema/scalars.ts';
 import type { Infer } from './schema/schema.ts';
 
 // Defaults that hold when neither the job nor `defaults` says otherwise.
@@ -277,6 +288,48 @@ const service = object(
 
 const image = template({ expected: 'an image name' });
 
+const workspacePath = text({
+  expected: 'a path in the workspace',
+  pattern: '^(?!/)(?!.*(^|/)\\.{0,2}(/|$))[^\\x00]+$',
+  maxLength: 4095,
+});
+const lockFiles = list(workspacePath, { min: 1, max: MAX_LOCKS, expected: 'a list of lock files' });
+const dependencyLevel = oneOf(...DEPENDENCY_LEVELS);
+
+const verify = object(
+  {
+    commit: optional(flag(), 'The working tree has to be that of a signed commit.', {
+      fallback: '`false`',
+    }),
+    scripts: optional(
+      oneOrMany(
+        list(workspacePath, { max: MAX_MANIFESTS, expected: 'a list of signed manifests' }),
+        workspacePath,
+      ),
+      'Signed manifests (`ct sign`); every file in them has to be as it was signed.',
+    ),
+    dependencies: optional(
+      scalarOr(
+        dependencyLevel,
+        object(
+          {
+            level: required(dependencyLevel, 'What has to be proved of packages.', {
+              advice: 'write `level: integrity`',
+            }),
+            locks: optional(lockFiles, 'Lock files.', {
+              fallback: USUAL_LOCKS.map((name) => `\`${name}\``).join(', '),
+            }),
+          },
+          { expected: 'a mapping with `level` and `locks`' },
+        ),
+      ),
+      'What has to be proved of the packages in lock files.',
+      { fallback: '`none`' },
+    ),
+  },
+  { expected: 'a mapping with `commit`, `scripts` and `dependencies`' },
+);
+
 export const jobSchema = object(
   {
     image: optional(image, 'Image that the VM starts from.', {
@@ -307,6 +360,11 @@ export const jobSchema = object(
       oneOf('audit', 'enforce', 'terminate'),
       'What happens to code that nobody vouches for: `audit` records it, `enforce` refuses it, `terminate` ends the run. Policy may be stricter; docs/signed-code.md explains it.',
       { fallback: "policy's" },
+    ),
+    verify: optional(
+      verify,
+      'What has to be signed before the job is given a secret; policy may demand more. docs/verify.md explains it.',
+      { fallback: 'that of the file' },
     ),
     cache: optional(cache, 'Directories kept between runs.', { unsupported: (caches) => caches.length > 0 }),
     artifacts: optional(artifacts, 'Files that are kept when the VM is destroyed.'),
@@ -350,6 +408,7 @@ export const jobFileSchema = object(
     version: required(integer(1, 1), 'Version of this format.', { advice: 'write `version: 1`' }),
     defaults: optional(defaultsSchema, 'What the jobs of this file have in common.'),
     network: optional(network, 'What jobs that do not say may connect to.', { fallback: '`none`' }),
+    verify: optional(verify, 'What has to be signed of jobs that do not say.', { fallback: 'nothing' }),
     jobs: required(
       record(
         {
@@ -375,4 +434,5 @@ export interface ResourcesSpec extends Infer<typeof resources> {}
 export interface MatrixSpec extends Infer<typeof matrix> {}
 export type SecretsSpec = Infer<typeof secrets>;
 export type NetworkSpec = Infer<typeof network>;
+export interface VerifySpec extends Infer<typeof verify> {}
 export type EnvSpec = Readonly<Record<string, Template>>;

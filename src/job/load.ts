@@ -19,6 +19,7 @@ import {
   type JobSpec,
   jobFileSchema,
   type NetworkSpec,
+  type VerifySpec,
 } from './definition.ts';
 import { type Template, unknownName } from './expression.ts';
 import { Locations } from './schema/schema.ts';
@@ -36,6 +37,8 @@ export interface LoadedJob {
   readonly defaults: DefaultsSpec;
   /** `network` of its file. */
   readonly network?: NetworkSpec;
+  /** `verify` of its file. */
+  readonly verify?: VerifySpec;
   /** Where its id stands. */
   readonly span: SourceSpan;
 }
@@ -90,6 +93,7 @@ export function loadSources(root: string, sources: readonly SourceText[]): Loade
           spec,
           defaults: file.defaults ?? {},
           ...(file.network === undefined ? {} : { network: file.network }),
+          ...(file.verify === undefined ? {} : { verify: file.verify }),
           span,
         });
       } else {

@@ -23,6 +23,7 @@ import { networkRequest, overridden } from './network.ts';
 import { withVerification } from './packages.ts';
 import type { PlannedJob, PlannedSpans, PlanOptions } from './planned-job.ts';
 import type { ScalarSchema } from './schema/schema.ts';
+import { verifyRequest } from './verify.ts';
 
 /** Evaluates one combination of one job. */
 export class Lowering {
@@ -77,6 +78,7 @@ export class Lowering {
     const network = overridden(networkRequest(spec.network ?? this.#job.network), this.#options.network);
     const networkSpan = this.#networkSpan();
     const exec = this.#options.exec ?? spec.exec;
+    const verify = verifyRequest(spec.verify ?? this.#job.verify);
     const owner = spec.image === undefined ? defaults : spec;
     const planned: PlannedJob = {
       name: this.#name,
@@ -89,6 +91,7 @@ export class Lowering {
       timeoutMs,
       ...(network === undefined ? {} : { network }),
       ...(exec === undefined ? {} : { exec }),
+      ...(verify === undefined ? {} : { verify }),
       artifacts,
       ...(spec.artifacts?.expire === undefined ? {} : { artifactsExpireMs: spec.artifacts.expire }),
       directory: directoryName(this.#job.id, this.#matrix.matrix),

@@ -142,7 +142,7 @@ export function toJobRequest(
   job: PlannedJob,
   resolved: { readonly image: string; readonly sendsTree: boolean; readonly origin?: JobOrigin },
 ): JobRequest {
-  const { name, cpus, memoryMib, diskMib, env, steps, timeoutMs, artifacts, network, exec } = job;
+  const { name, cpus, memoryMib, diskMib, env, steps, timeoutMs, artifacts, network, exec, verify } = job;
   return {
     name,
     cpus,
@@ -154,6 +154,7 @@ export function toJobRequest(
     artifacts,
     ...(network === undefined ? {} : { network }),
     ...(exec === undefined ? {} : { exec }),
+    ...(verify === undefined ? {} : { verify }),
     ...resolved,
   };
 }

@@ -2,6 +2,7 @@
 import type { SourceSpan } from '../core/source-text.ts';
 import type { NetworkRequest } from '../protocol/network.ts';
 import type { JobRequest, StepRequest } from '../protocol/run.ts';
+import type { VerifyRequest } from '../protocol/verify.ts';
 
 /** What the command line says over the job file. */
 export interface PlanOptions {
@@ -45,6 +46,8 @@ export interface PlannedJob {
   readonly network?: NetworkRequest;
   /** Absent: as policy says. */
   readonly exec?: NonNullable<JobRequest['exec']>;
+  /** Absent: no more than what policy demands. */
+  readonly verify?: VerifyRequest;
   readonly artifacts: readonly string[];
   readonly artifactsExpireMs?: number;
   /** One path component, unique in the plan: artifacts land in `.ct/out/<directory>`. */

@@ -52,6 +52,7 @@ class TreeCheck {
   readonly #files: ReadonlyMap<string, string>;
   readonly #links: ReadonlyMap<string, string>;
   readonly #directories: readonly string[];
+  readonly #absent: ReadonlySet<string>;
   /** Directories above what is expected: a link in their place would lead elsewhere. */
   readonly #parents = new Set<string>();
   readonly #gitTree: { readonly id: string; readonly tree: GitTree } | undefined;
@@ -70,7 +71,8 @@ class TreeCheck {
   #hash: Hash | undefined;
   #blob: Hash | undefined;
 
-  constructor({ files, links, directories, gitTree }: TreeExpectation) {
+  constructor({ files, links, directories, absent = [], gitTree }: TreeExpectation) {
+    this.#absent = new Set(absent);
     this.#files = new Map(Object.entries(files));
     this.#links = new Map(Object.entries(links));
     this.#directories = directories;
@@ -238,6 +240,12 @@ class TreeCheck {
 
   #requireListed(path: string): void {
     if (this.#path !== undefined && this.#missingOrKnown(this.#path)) return;
+    if (this.#absent.has(path)) {
+      throw new CtError(
+        'VERIFY_EVIDENCE_MISSING',
+        `${printable(path)} is in the working tree, and was not verified`,
+      );
+    }
     const directory = this.#directories.find((candidate) => path.startsWith(`${candidate}/`));
     if (directory === undefined) return;
     throw new CtError(

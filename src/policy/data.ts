@@ -29,6 +29,17 @@ import {
   lowerImageTrust,
 } from './image-rules.ts';
 import type { DestinationIndex } from './input.ts';
+import {
+  DEFAULT_VERIFY_RULES,
+  type JobTrustData,
+  lowerJobTrust,
+  lowerRegistries,
+  lowerVerifyRules,
+  type Registries,
+  type VerifyRules,
+  verifyRulesSchema,
+  verifySchema,
+} from './verify-rules.ts';
 
 /** Written by the operator and generated lists; parsed whole in memory. */
 export const MAX_POLICY_DATA_BYTES = 4 * 1024 * 1024;
@@ -273,10 +284,12 @@ const dataSchema = object(
       'What follows from what a rule finds in the events of a run, in place of what it says itself.',
     ),
     image: optional(imageSchema, 'What an image must have to boot, and who signs images.'),
+    verify: optional(verifySchema, 'What of a job has to be signed, and by whom.'),
     untrusted: optional(
       object(
         {
           image: optional(imageRulesSchema, 'Rules about images that have to be met, too.'),
+          verify: optional(verifyRulesSchema, 'Rules about what is signed that have to be met, too.'),
           egress: required(
             object(
               {
@@ -327,6 +340,7 @@ const dataSchema = object(
               object(execFields, { expected: 'a mapping with `mode`, `trust` or `inline`' }),
               'Each in place of the general one.',
             ),
+            verify: optional(verifyRulesSchema, 'Each in place of the general one.'),
             refs: optional(patterns, 'In place of those of `admission`.'),
             actors: optional(patterns, 'In place of those of `admission`.'),
             trust: optional(trust, 'In place of that of `admission`.'),
@@ -429,6 +443,7 @@ export interface Profile {
   readonly images: Patterns;
   readonly image: ImageRules;
   readonly limits: Limits;
+  readonly verify: VerifyRules;
   /** In addition to the general ones. */
   readonly secrets: readonly Grant[];
 }
@@ -459,6 +474,7 @@ export interface PolicyConfig {
   };
   /** By path, besides those that `ct.exec` knows. */
   readonly interpreters: Readonly<Record<string, InterpreterRule>>;
+  readonly verify: { readonly registries: Registries };
   /** By the name of a rule of `ct.detect`. */
   readonly detect: Readonly<Record<string, DetectAction>>;
   /** Absent: strangers' jobs do not run. */
@@ -470,6 +486,7 @@ export interface PolicyConfig {
     readonly images: Patterns;
     readonly image: ImageRules;
     readonly limits: Limits;
+    readonly verify: VerifyRules;
   };
   readonly ceilings: Readonly<Record<string, Ceiling>>;
 }
@@ -486,6 +503,8 @@ export interface PolicyData {
   readonly resolve: ReadonlyMap<string, string>;
   /** Whose signatures of images are verified. */
   readonly imageTrust: ImageTrust;
+  /** Whose signatures of jobs are verified. */
+  readonly jobTrust: JobTrustData;
   /** Ask this OPA server. */
   readonly opaUrl?: string;
 }
@@ -547,6 +566,7 @@ class Lowering {
       images: this.#patterns(admission.images),
       image: this.#imageRules(data.image, DEFAULT_IMAGE_RULES),
       limits: lowerLimits(data.limits),
+      verify: this.#verifyRules(data.verify, DEFAULT_VERIFY_RULES),
       secrets: [],
     };
     const profiles = { exact: emptyRecord<Profile>(), prefixes: emptyRecord<Profile>() };
@@ -567,6 +587,7 @@ class Lowering {
         images: settings.images === undefined ? general.images : this.#patterns(settings.images),
         image: this.#imageRules(settings.image, general.image),
         limits: { ...general.limits, ...lowerLimits(settings.limits ?? {}) },
+        verify: this.#verifyRules(settings.verify, general.verify),
         secrets: Object.entries(settings.secrets ?? {}).map(([secret, grant]) =>
           this.#grant(secret, { ...grant, repositories: ['*'] }),
         ),
@@ -592,6 +613,7 @@ class Lowering {
         running: data.image?.running ?? 'finish',
       },
       interpreters: this.#interpreters(data.exec?.interpreters ?? []),
+      verify: { registries: lowerRegistries(data.verify ?? {}) },
       detect: data.detect ?? {},
       ...(untrusted === undefined
         ? {}
@@ -604,6 +626,7 @@ class Lowering {
               images: untrusted.images === undefined ? general.images : this.#patterns(untrusted.images),
               image: this.#imageRules(untrusted.image, general.image),
               limits: { ...general.limits, ...lowerLimits(untrusted.limits ?? {}) },
+              verify: this.#verifyRules(untrusted.verify, DEFAULT_VERIFY_RULES),
             },
           }),
       ceilings: this.#ceilings,
@@ -612,12 +635,17 @@ class Lowering {
       config,
       resolve: this.#resolve(egress.resolve ?? {}),
       imageTrust: lowerImageTrust(data.image ?? {}, (...problem) => this.#wrong(...problem)),
+      jobTrust: lowerJobTrust(data.verify ?? {}, (...problem) => this.#wrong(...problem)),
       ...(data.opaUrl === undefined ? {} : { opaUrl: data.opaUrl }),
     };
   }
 
   #imageRules(data: Parameters<typeof lowerImageRules>[0] | undefined, base: ImageRules): ImageRules {
     return lowerImageRules(data ?? {}, base, (entries) => this.#patterns(entries));
+  }
+
+  #verifyRules(data: Parameters<typeof lowerVerifyRules>[0] | undefined, base: VerifyRules): VerifyRules {
+    return lowerVerifyRules(data ?? {}, base, (entries) => this.#patterns(entries));
   }
 
   #wrong(container: object, key: string | number, message: string, hint?: string): void {

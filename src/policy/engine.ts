@@ -27,6 +27,7 @@ import {
   type Entrypoint,
   type ImageInput,
 } from './input.ts';
+import { failedVerify, parseVerifyDecision, type VerifyDecision, type VerifyInput } from './verify.ts';
 
 /** What decides. A back end in this process answers at once, one behind a network with a promise that never rejects. */
 export interface PolicyEngine {
@@ -36,6 +37,7 @@ export interface PolicyEngine {
   decideEgress(input: EgressInput): Decided<EgressDecision> | Promise<Decided<EgressDecision>>;
   detect(input: DetectInput): Detected | Promise<Detected>;
   decideImage(input: ImageInput): Decided<ImageDecision> | Promise<Decided<ImageDecision>>;
+  decideVerify(input: VerifyInput): Decided<VerifyDecision> | Promise<Decided<VerifyDecision>>;
 }
 
 /** What is found in a batch of events; undefined: nothing was judged, and `meta.error` says why. */
@@ -54,6 +56,8 @@ const MAX_ADMISSION_INPUT_BYTES = 4 * 1024 * 1024;
 const MAX_DETECT_INPUT_BYTES = 1024 * 1024;
 /** 64 signatures and what they attest, at their longest. */
 const MAX_IMAGE_INPUT_BYTES = 1024 * 1024;
+/** Paths of the files of some manifests, as long as paths are. */
+const MAX_VERIFY_INPUT_BYTES = 4 * 1024 * 1024;
 /** Two KiB each, mostly. */
 const MAX_CACHED = 2000;
 /** Larger ones are rare, and would let a job fill the cache with what nobody asks again. */
@@ -161,6 +165,12 @@ export class WasmEngine implements PolicyEngine {
     const seen = { ...input, run: withoutId(input.run) };
     const { result, meta } = this.#evaluate('ct/image/decision', seen, MAX_IMAGE_INPUT_BYTES);
     return decided(result, meta, parseImageDecision, failedImage);
+  }
+
+  decideVerify(input: VerifyInput): Decided<VerifyDecision> {
+    const seen = { ...input, run: withoutId(input.run) };
+    const { result, meta } = this.#evaluate('ct/verify/decision', seen, MAX_VERIFY_INPUT_BYTES);
+    return decided(result, meta, parseVerifyDecision, failedVerify);
   }
 
   #evaluate(

@@ -13,6 +13,7 @@ export const ENTRYPOINTS = [
   'ct/egress/decision',
   'ct/detect/decision',
   'ct/image/decision',
+  'ct/verify/decision',
 ] as const;
 /** Path of the rule that decides; with dots, the name of its package and rule. */
 export type Entrypoint = (typeof ENTRYPOINTS)[number];

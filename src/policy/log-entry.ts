@@ -5,6 +5,7 @@
 import type { AdmissionDecision, DecisionMeta, EgressDecision, ImageDecision } from './decision.ts';
 import type { DetectInput, Finding } from './detection.ts';
 import type { AdmissionInput, EgressInput, ImageInput } from './input.ts';
+import type { VerifyDecision, VerifyInput } from './verify.ts';
 
 /** What was found in one event, and is one decision. */
 export interface FindingDecision {
@@ -20,8 +21,8 @@ export interface DecisionLogEntry {
   /** Of the rule that decided, without `data/`. */
   readonly path: string;
   /** What was asked; the rules of the run as far as they can be about it. */
-  readonly input: AdmissionInput | EgressInput | ImageInput | DetectInput;
-  readonly result: AdmissionDecision | EgressDecision | ImageDecision | FindingDecision;
+  readonly input: AdmissionInput | EgressInput | ImageInput | VerifyInput | DetectInput;
+  readonly result: AdmissionDecision | EgressDecision | ImageDecision | VerifyDecision | FindingDecision;
   /** Who asked: `run/<id>`; absent if policy was asked before there was a run. */
   readonly requested_by?: string;
   /** RFC 3339, UTC. */
@@ -42,9 +43,9 @@ export interface LogContext {
 /** One entry. `input` is what was asked, with the id of its run. */
 export function decisionLogEntry(
   context: LogContext,
-  input: AdmissionInput | EgressInput | ImageInput | DetectInput,
+  input: AdmissionInput | EgressInput | ImageInput | VerifyInput | DetectInput,
   decided: {
-    readonly decision: AdmissionDecision | EgressDecision | ImageDecision | FindingDecision;
+    readonly decision: AdmissionDecision | EgressDecision | ImageDecision | VerifyDecision | FindingDecision;
     readonly meta: DecisionMeta;
   },
 ): DecisionLogEntry {

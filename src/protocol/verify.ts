@@ -43,6 +43,8 @@ export interface TreeExpectation {
   readonly links: Readonly<Record<string, string>>;
   /** In these is nothing but `files`, `links` and directories. */
   readonly directories: readonly string[];
+  /** Nobody sent evidence of these, so they may not be there. */
+  readonly absent?: readonly string[];
   /** Hex id of the git tree that all of it is, without `.git`. */
   readonly gitTree?: string;
 }

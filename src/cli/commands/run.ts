@@ -184,6 +184,10 @@ class Run {
     };
     const result = await host.runJob(request, {
       tree,
+      evidence: async (demands) => {
+        const { collectEvidence } = await import('../evidence.ts');
+        return await collectEvidence(this.#root, demands);
+      },
       ...(job.steps.some(({ stdin }) => stdin) ? { stdin: process.stdin } : {}),
       ...(secrets ? { secrets } : {}),
       signal,

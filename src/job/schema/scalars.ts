@@ -105,6 +105,21 @@ export function oneOf<const T extends string>(...values: readonly T[]): ScalarSc
   });
 }
 
+/** `true` or `false`, without quotes. */
+export function flag(): ScalarSchema<boolean> {
+  const expected = '`true` or `false`';
+  return scalar({
+    expected,
+    typeName: expected,
+    json: { type: 'boolean' },
+    accepts: ['boolean'],
+    read: (value) =>
+      value === 'true' || value === 'false'
+        ? { value: value === 'true' }
+        : { wrong: `expected ${expected}, found ${shorten(value)}` },
+  });
+}
+
 /** A decimal integer. */
 export function integer(min: number, max: number): ScalarSchema<number> {
   const expected = min === max ? `the number \`${min}\`` : `a whole number from ${min} to ${max}`;

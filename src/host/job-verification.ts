@@ -1,0 +1,281 @@
+/**
+ * Whether what a job consists of is vouched for: asks policy what is demanded, the client for the evidence, verifies that, and
+ * asks policy again. Before anything is claimed for the job; the tree itself is compared later, on its way into the VM.
+ */
+import { randomUUID } from 'node:crypto';
+import { setImmediate as turn } from 'node:timers/promises';
+import { type Alert, alertRun } from '../audit/alert.ts';
+import { CtError, errorReport } from '../core/errors.ts';
+import { printable } from '../core/source-text.ts';
+import type { PresetResolver } from '../egress/presets/index.ts';
+import type { Decided } from '../policy/decision.ts';
+import type { RunFacts } from '../policy/input.ts';
+import type { EvidenceFacts, VerifyDecision, VerifyInput } from '../policy/verify.ts';
+import type { Evidence, EvidenceKind } from '../protocol/evidence.ts';
+import { MAX_SIGNED_DIGESTS } from '../protocol/limits.ts';
+import type { JobRequest, JobResult } from '../protocol/run.ts';
+import { type EvidenceDemands, type TreeExpectation, USUAL_LOCKS } from '../protocol/verify.ts';
+import type { VerifiedCommit } from '../verification/commit-signature.ts';
+import type { Manifest } from '../verification/manifest.ts';
+import type { CurrentPolicy } from './policy.ts';
+
+export interface VerificationOptions {
+  readonly request: JobRequest;
+  readonly run: RunFacts & { readonly id: string };
+  readonly policy: CurrentPolicy;
+  readonly presets: Pick<PresetResolver, 'resolve'>;
+  readonly askClient: (demands: EvidenceDemands) => Promise<Evidence>;
+  /** Keeps the decision; what it throws ends the job. */
+  readonly record: (input: VerifyInput, decided: Decided<VerifyDecision>) => void;
+}
+
+/** What was proved of a job. */
+export interface VerifiedJob {
+  /** What the tree has to be. */
+  readonly expected: TreeExpectation;
+  /** SHA-256 in hex of files that an accepted signer signed. */
+  readonly digests: readonly string[];
+  /** In words. */
+  readonly facts: readonly string[];
+}
+
+/**
+ * Undefined if nothing is demanded. Throws the code of the first denial (VERIFY_*, SIGNATURE_*), and what `askClient` throws.
+ */
+export async function verifyJob(options: VerificationOptions): Promise<VerifiedJob | undefined> {
+  const { request, run, policy } = options;
+  const { commit = false, scripts = [], dependencies } = request.verify ?? {};
+  const input: VerifyInput = {
+    version: 1,
+    run,
+    ask: { commit, scripts, dependencies: dependencies?.level ?? 'none' },
+    evidence: null,
+  };
+  const asked = await policy.engine.decideVerify(input);
+  if (!asked.decision.allow) {
+    options.record(input, asked);
+    throw refusal(asked.decision);
+  }
+  const { demands } = asked.decision;
+  if (!demands.commit && demands.scripts.length === 0 && demands.dependencies === 'none') return undefined;
+  const locks = dependencies?.locks;
+  const evidence = await options.askClient({ ...demands, ...(locks === undefined ? {} : { locks }) });
+  const gathered = await gather(evidence, { ...options, demands, locks, now: new Date() });
+  const answered = { ...input, evidence: gathered.facts };
+  const decided = await policy.engine.decideVerify(answered);
+  options.record(answered, decided);
+  if (!decided.decision.allow) throw refusal(decided.decision);
+  return {
+    expected: gathered.expected(),
+    digests: gathered.digests(),
+    facts: inWords(gathered.facts, demands),
+  };
+}
+
+function refusal({ denials }: VerifyDecision): CtError {
+  const [first, ...others] = denials;
+  if (first === undefined) return new CtError('VERIFY_DENIED', 'policy refuses the job, without saying why');
+  const messages = [first, ...others].map(({ message, rule }) => `${message} (rule ${rule})`);
+  return new CtError(first.code, messages.join('; '), { hint: first.hint });
+}
+
+interface Gathered {
+  readonly facts: EvidenceFacts;
+  expected(): TreeExpectation;
+  digests(): readonly string[];
+}
+
+async function gather(
+  evidence: Evidence,
+  options: VerificationOptions & {
+    readonly demands: VerifyDecision['demands'];
+    readonly locks: readonly string[] | undefined;
+    readonly now: Date;
+  },
+): Promise<Gathered> {
+  const { demands, policy, run, now } = options;
+  const trust = policy.jobTrust;
+  const partsOf = (kind: EvidenceKind) => evidence.parts.filter((part) => part.kind === kind);
+  let commit: VerifiedCommit | undefined;
+  const [object] = partsOf('commit');
+  if (demands.commit && object !== undefined) {
+    const { verifyCommit } = await import('../verification/commit-signature.ts');
+    commit = verifyCommit(
+      { object: object.bytes, claimed: run.commit, dirty: evidence.dirty.map(printable) },
+      trust,
+      now,
+    );
+  }
+  const manifests: Manifest[] = [];
+  const scripts: EvidenceFacts['scripts'][number][] = [];
+  for (const { path, bytes } of partsOf('manifest').filter((part) => demands.scripts.includes(part.path))) {
+    const { facts, manifest } = await manifestFacts(path, bytes, policy, now);
+    scripts.push(facts);
+    if (manifest) manifests.push(manifest);
+    await turn();
+  }
+  const files = new Map<string, string>();
+  const absent: string[] = [];
+  const dependencies: EvidenceFacts['dependencies'][number][] = [];
+  if (demands.dependencies !== 'none') {
+    const { createHash } = await import('node:crypto');
+    const [{ lockFacts }, { evidencePath }] = await Promise.all([
+      import('../verification/dependencies/lock-facts.ts'),
+      import('../verification/dependencies/evidence-file.ts'),
+    ]);
+    const configured = await configuredOrigins(options.presets);
+    const sent = partsOf('lock').map(({ path }) => path);
+    const { locks } = options;
+    if (locks === undefined) absent.push(...USUAL_LOCKS.filter((path) => !sent.includes(path)));
+    for (const lock of locks?.filter((path) => !sent.includes(path)) ?? []) {
+      dependencies.push(missingLock(lock));
+    }
+    for (const { path, bytes } of partsOf('lock')) {
+      const proof = partsOf('evidence').find((part) => part.path === evidencePath(path));
+      dependencies.push(
+        await lockFacts({
+          lock: path,
+          bytes,
+          evidence: proof?.bytes,
+          level: demands.dependencies,
+          configured,
+          trust,
+          now,
+          breathe: () => turn(),
+        }),
+      );
+      // The file that was judged is the one that the job gets.
+      files.set(path, createHash('sha256').update(bytes).digest('hex'));
+    }
+  }
+  return {
+    facts: { commit: commit?.facts ?? null, scripts, dependencies },
+    expected: () => ({ ...expectationOf(files, manifests, commit?.tree), absent }),
+    digests: () => digestsOf(manifests),
+  };
+}
+
+function missingLock(lock: string): EvidenceFacts['dependencies'][number] {
+  const nothing = { packages: 0, unhashed: [], origins: [], configured: [], unsigned: [], publishers: [] };
+  const problem = { code: 'VERIFY_EVIDENCE_MISSING', message: 'it is not there' } as const;
+  return { lock, kind: 'npm', ...nothing, problem, unproven: [], invalid: [] };
+}
+
+async function manifestFacts(
+  path: string,
+  bytes: Buffer,
+  { jobTrust }: CurrentPolicy,
+  now: Date,
+): Promise<{ readonly facts: EvidenceFacts['scripts'][number]; readonly manifest?: Manifest }> {
+  const nothing = { manifest: path, signers: [], problem: null, files: {}, directories: [] };
+  try {
+    const [{ bundleTrust, signerFacts }, { verifyManifest }] = await Promise.all([
+      import('../verification/job-trust.ts'),
+      import('../verification/manifest-bundle.ts'),
+    ]);
+    const { trust, policy } = bundleTrust(jobTrust);
+    const { signer, manifest } = verifyManifest(bytes, trust, policy, now);
+    const files: Record<string, true> = Object.create(null);
+    for (const name of manifest.files.keys()) files[name] = true;
+    return {
+      facts: { ...nothing, signers: signerFacts(signer, jobTrust), files, directories: manifest.directories },
+      manifest,
+    };
+  } catch (error) {
+    const { code, message } = errorReport(error);
+    return { facts: { ...nothing, problem: { code, message } } };
+  }
+}
+
+/** Throws VERIFY_FILE_CHANGED if two of them say different things of one file. */
+function expectationOf(
+  files: Map<string, string>,
+  manifests: readonly Manifest[],
+  gitTree: string | undefined,
+): TreeExpectation {
+  const links = new Map<string, string>();
+  const merge = (into: Map<string, string>, from: ReadonlyMap<string, string>): void => {
+    for (const [path, value] of from) {
+      if (into.get(path) !== undefined && into.get(path) !== value) {
+        throw new CtError('VERIFY_FILE_CHANGED', `${printable(path)} is signed with different contents`, {
+          hint: 'sign what has changed again, in every manifest that has it: ct sign',
+        });
+      }
+      into.set(path, value);
+    }
+  };
+  for (const manifest of manifests) {
+    merge(files, manifest.files);
+    merge(links, manifest.links);
+  }
+  return {
+    files: Object.fromEntries(files),
+    links: Object.fromEntries(links),
+    directories: manifests.flatMap(({ directories }) => directories),
+    ...(gitTree === undefined ? {} : { gitTree }),
+  };
+}
+
+function digestsOf(manifests: readonly Manifest[]): readonly string[] {
+  const digests = [...new Set(manifests.flatMap(({ files }) => [...files.values()]))];
+  if (digests.length <= MAX_SIGNED_DIGESTS) return digests;
+  throw new CtError('VERIFY_DENIED', `the manifests have more than ${MAX_SIGNED_DIGESTS} files together`);
+}
+
+/** What clients of this machine are configured for; nothing for those that are not. */
+async function configuredOrigins(
+  presets: Pick<PresetResolver, 'resolve'>,
+): Promise<Readonly<Record<'npm' | 'pypi', readonly string[]>>> {
+  const originsOf = async (name: 'npm' | 'pypi'): Promise<readonly string[]> => {
+    try {
+      const resolved = await presets.resolve([name]);
+      return resolved.flatMap(({ destinations }) =>
+        destinations.map(({ host, port }) => `https://${host}${port === 443 ? '' : `:${port}`}`),
+      );
+    } catch {
+      return [];
+    }
+  };
+  return { npm: await originsOf('npm'), pypi: await originsOf('pypi') };
+}
+
+function inWords(facts: EvidenceFacts, demands: VerifyDecision['demands']): string[] {
+  const who = (signers: readonly { readonly who: string }[]): string =>
+    signers.map((signer) => signer.who).join(', ');
+  const { commit, scripts, dependencies } = facts;
+  return [
+    ...(commit ? [`commit ${commit.id.slice(0, 12)} is signed by ${who(commit.signers)}`] : []),
+    ...scripts.map(({ manifest, signers, files }) => {
+      const count = Object.keys(files).length;
+      return `${manifest} (${count} file${count === 1 ? '' : 's'}) is signed by ${who(signers)}`;
+    }),
+    ...dependencies.map(
+      ({ lock, packages }) =>
+        `${lock}: ${packages} package${packages === 1 ? '' : 's'}, verified by ${demands.dependencies}`,
+    ),
+  ];
+}
+
+const REFUSALS = /^(VERIFY|SIGNATURE)_/;
+
+/** Undefined unless the run ended because something was not vouched for. `evidence`: the decision log of the run. */
+export function verificationAlert(
+  error: JobResult['error'],
+  run: RunFacts & { readonly id: string },
+  evidence: string,
+  now: Date,
+): Alert | undefined {
+  if (error === undefined || !REFUSALS.test(error.code)) return undefined;
+  return {
+    version: 1,
+    id: randomUUID(),
+    time: now.toISOString(),
+    severity: 'high',
+    title: error.message,
+    rule: `ct.verify.${error.code.toLowerCase()}`,
+    action: 'terminated',
+    run: alertRun(run),
+    evidence: { file: evidence, id: run.id },
+    count: 1,
+  };
+}
