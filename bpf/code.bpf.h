@@ -191,6 +191,8 @@ struct digest_search {
 	__u32 found;
 };
 
+static const struct digest_search no_search = { 0 };
+
 static long halve(__u32 index, struct digest_search *search)
 {
 	const __u32 first = 0;
@@ -217,8 +219,10 @@ static long halve(__u32 index, struct digest_search *search)
 
 static __always_inline int is_signed(struct code_settings *settings, const __u64 digest[4])
 {
-	struct digest_search search = { .high = settings->digest_count };
+	struct digest_search search;
 
+	BEGIN_UNKNOWN(search, no_search);
+	search.high = settings->digest_count;
 	for (int word = 0; word < 4; word++)
 		search.digest[word] = __builtin_bswap64(digest[word]);
 	bpf_loop(16, halve, &search, 0);
@@ -366,6 +370,8 @@ struct name {
 #define FNV_START 0x811c9dc5
 #define FNV_PRIME 0x01000193
 
+static const struct name no_name = { .hash = FNV_START };
+
 static __always_inline void name_begin(struct name *name)
 {
 	name->tail[0] = name->tail[1] = 0;
@@ -408,7 +414,8 @@ struct arguments {
 	__u32 flags;
 	__u32 count;    /* Arguments that have ended. */
 	__u32 position; /* In the one that is read. */
-	__u8 is_loaded; /* By another program, which its name is still to come for: an argument more. */
+	__u8 is_loaded; /* By another program, which has its name as an argument. */
+	__u8 name_passed;
 	__u8 is_option;
 	__u8 is_long;
 	__u8 is_text_over;   /* At the `=` of a long option, */
@@ -429,13 +436,14 @@ static __always_inline void argument_begin(struct arguments *line)
 	line->position = 0;
 	line->is_option = line->is_long = line->is_text_over = line->is_letters_over = 0;
 	line->letters = line->option[0] = line->option[1] = 0;
-	name_begin(&line->name);
 }
 
 static __always_inline void argument_add(struct arguments *line, __u8 byte)
 {
 	__u32 position = line->position++;
 
+	if (position == 0)
+		name_begin(&line->name);
 	name_add(&line->name, byte);
 	if (position == 0)
 		line->is_option = byte == '-';
@@ -505,8 +513,8 @@ static __always_inline void end_argument(struct arguments *line, struct code_int
 		end_option(line, interpreter);
 		return;
 	}
-	if (line->is_loaded)
-		line->is_loaded = 0;
+	if (line->is_loaded && !line->name_passed)
+		line->name_passed = 1;
 	else
 		line->has_name = line->options_over = 1;
 	process = bpf_map_lookup_elem(&interpreting, &line->process);
@@ -547,6 +555,7 @@ static long take_byte(__u32 index, struct arguments *line)
 }
 
 static const struct interpreting no_names = { 0 };
+static const struct arguments no_arguments = { 0 };
 
 /*
  * The process begins to be an interpreter: which of its arguments are code. `bytes` of them from `text` on, each with a NUL.
@@ -555,9 +564,14 @@ static const struct interpreting no_names = { 0 };
 static __always_inline int begin_interpreting(struct code_settings *settings, __u32 index, const char *text, __u32 is_user,
 					      __u32 bytes, int is_cut, int is_loaded)
 {
-	struct arguments line = { .text = text, .is_user = is_user, .interpreter = index, .is_loaded = is_loaded };
+	struct arguments line;
 	struct interpreting *process;
 
+	BEGIN_UNKNOWN(line, no_arguments);
+	line.text = text;
+	line.is_user = is_user;
+	line.interpreter = index;
+	line.is_loaded = is_loaded;
 	line.process = key_of(bpf_get_current_task_btf());
 	line.flags = settings->interpreters[index & (CT_MAX_INTERPRETERS - 1)].flags;
 	if (is_loaded)
@@ -570,7 +584,6 @@ static __always_inline int begin_interpreting(struct code_settings *settings, __
 		return 0;
 	}
 	process->interpreter = index;
-	argument_begin(&line);
 	bpf_loop(bytes, take_byte, &line, 0);
 	process = bpf_map_lookup_elem(&interpreting, &line.process);
 	if (process && is_cut && !line.is_done)
@@ -663,13 +676,15 @@ static __always_inline __u8 interpreted(struct code_settings *settings, struct f
 {
 	struct process_key key = key_of(task);
 	struct interpreting *process = bpf_map_lookup_elem(&interpreting, &key);
-	struct name_scan scan = { .text = (const char *)file->f_path.dentry->d_name.name };
+	struct name_scan scan;
 	int is_pipe = (inode->i_mode & S_IFMT) == S_IFIFO;
 
 	if (!process)
 		return 0;
+	scan.text = (const char *)file->f_path.dentry->d_name.name;
+	scan.is_user = 0;
 	for (int turn = 0; turn < 2; turn++) {
-		name_begin(&scan.name);
+		BEGIN_UNKNOWN(scan.name, no_name);
 		bpf_loop(4096, scan_byte, &scan, 0);
 		if (is_named(process, &scan.name))
 			return is_pipe ? CT_DENIED_WHAT_INLINE : CT_DENIED_WHAT_SCRIPT;

@@ -220,6 +220,14 @@ static long step_up(__u32 index, struct walk *walk)
 }
 
 /*
+ * What a callback of bpf_loop changes has to begin with something that the verifier does not know: it looks at the first turn
+ * only (fixed in Linux 6.7), and takes out what that cannot reach.
+ */
+#define BEGIN_UNKNOWN(variable, initial) bpf_probe_read_kernel(&(variable), sizeof(variable), &(initial))
+
+static const __u32 end_of_path = MAX_PATH;
+
+/*
  * As bpf_d_path, where that may not be called: of a hook whose subject need not exist. Writes at most MAX_PATH bytes, and needs
  * 256 more. Returns how many they are.
  */
@@ -229,10 +237,10 @@ static __always_inline __u32 write_path(struct path *path, struct dentry *entry,
 		.entry = entry,
 		.mount = (void *)path->mnt - bpf_core_field_offset(struct mount, mnt),
 		.text = text,
-		.start = MAX_PATH,
 	};
 	__u32 start, length;
 
+	BEGIN_UNKNOWN(walk.start, end_of_path);
 	bpf_loop(MAX_DEPTH, step_up, &walk, 0);
 	if (!walk.done)
 		*flags |= CT_CUT;

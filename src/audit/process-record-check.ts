@@ -38,7 +38,7 @@ export function processRecordProblem(
   if (fixed === undefined) return `there is no kind ${kind}`;
   if (length > MAX_PROCESS_RECORD_BYTES || at + length > end) return `${length} bytes are too many`;
   if (length < fixed) return `${length} bytes are too few`;
-  if ((bytes[at + 3] as number) > 1) return 'it has unknown flags';
+  if ((bytes[at + 3] as number) > (kind === ProcessRecord.denied ? 3 : 1)) return 'it has unknown flags';
   if (view.getUint32(at + 20, true) >= MAX_TIME_HIGH || view.getUint32(at + 28, true) >= MAX_TIME_HIGH) {
     return 'its time is out of range';
   }
