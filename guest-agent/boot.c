@@ -34,6 +34,7 @@
 #include "network.h"
 #include "protocol.h"
 #include "steering.h"
+#include "subids.h"
 #include "tracing.h"
 
 #define ROOT "/newroot"
@@ -639,6 +640,9 @@ void boot(struct boot_result *result)
 	result->secret_fd = open(CT_SECRET_DIRECTORY, O_PATH | O_DIRECTORY | O_CLOEXEC);
 	must(result->secret_fd, "cannot open " CT_SECRET_DIRECTORY);
 	volume_mount_ahead(cipher, &result->user);
+	char subids[8];
+	if (find_on_command_line("ct.subids", subids, sizeof subids))
+		subids_prepare(&result->user);
 	identity_prepare();
 	restrict_self();
 	result->egress_pidfd = start_egress(egress_fd, cgroups.egress, &sockets);

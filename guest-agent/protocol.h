@@ -70,6 +70,10 @@
 #define CT_SCRIPT_DIRECTORY "/run/ct/steps"
 #define CT_SECRET_DIRECTORY "/run/ct/secrets"
 #define CT_PROBE_PATH "/run/ct/bin/probe"
+/* A user namespace of the job's, if its image asks for one (subids.h). */
+#define CT_SUBORDINATE_USERS_PATH "/run/ct/users"
+#define CT_FIRST_SUBORDINATE_ID 100000
+#define CT_SUBORDINATE_IDS 65536
 #define CT_WORKSPACE_DIRECTORY "/workspace"
 #define CT_CONTROL_PORT_NAME "ct.control"
 #define CT_EGRESS_PORT_NAME "ct.egress"

@@ -34,7 +34,14 @@ function withFiles(files: Readonly<Record<string, string>>, body: (directory: st
 
 test('the definitions that come with ct are valid', () => {
   const directory = join(installRoot, 'images');
-  assert.deepEqual(definitionNames([directory]), ['ct-dev', 'debian-12', 'minimal', 'node', 'python']);
+  assert.deepEqual(definitionNames([directory]), [
+    'containers',
+    'ct-dev',
+    'debian-12',
+    'minimal',
+    'node',
+    'python',
+  ]);
   const base = loadDefinition('debian-12', [directory]);
   const derived = loadDefinition('ct-dev', [directory]);
   assert.equal(derived.suite, 'bookworm');
@@ -136,6 +143,7 @@ test('`extends` adds packages and variables and replaces suite and user', () => 
       base: ['base', 'bookworm'],
       packages: ['curl', 'git', 'make=4.3-4.1'],
       npm: [],
+      files: [],
       user: { name: 'dev', uid: 1234, gid: 1234, home: '/home/dev' },
       env: { A: 'own', B: 'base', LANG: 'C.UTF-8', PATH: '/usr/local/bin:/usr/bin:/bin' },
       holds: { setuid: [], writable: [], keys: [] },
@@ -143,6 +151,61 @@ test('`extends` adds packages and variables and replaces suite and user', () => 
     assert.match(digest, /^[0-9a-f]{64}$/);
     assert.notEqual(digest, rootfsDigest);
   });
+});
+
+test('files come from beside the definition that lists them, and may be replaced by one that extends it', () => {
+  const [one, two] = ['a', 'b'].map((digit) => digit.repeat(64));
+  const base = `version: 1
+suite: bookworm
+files:
+  /usr/local/bin/tool: { from: tools/tool, sha256: ${one}, executable: true }
+  /etc/tool.conf: { from: tool.conf, sha256: ${one} }
+`;
+  const own = `version: 1\nextends: base\nfiles: { /etc/tool.conf: { from: own.conf, sha256: ${two} } }\n`;
+  withFiles({ 'base.yml': base }, (outer) => {
+    withFiles({ 'own.yml': own, 'none.yml': 'version: 1\nsuite: bookworm\n' }, (inner) => {
+      const definition = loadDefinition('own', [inner, outer]);
+      assert.deepEqual(definition.files, [
+        { path: '/etc/tool.conf', source: join(inner, 'own.conf'), sha256: two, executable: false },
+        { path: '/usr/local/bin/tool', source: join(outer, 'tools/tool'), sha256: one, executable: true },
+      ]);
+      const none = loadDefinition('none', [inner]);
+      assert.notEqual(definition.rootfsDigest, none.rootfsDigest);
+      assert.equal(definition.packagesDigest, none.packagesDigest, 'a lock is of packages');
+    });
+  });
+});
+
+test('a file cannot lie outside the directory of its definition, nor where the VM or dpkg keep theirs', () => {
+  const head = 'version: 1\nsuite: bookworm\nfiles:\n';
+  const digest = 'a'.repeat(64);
+  for (const from of ['../secret', '/etc/shadow', 'a/../../b', '.hidden', 'a//b', '""']) {
+    const report = reportOf(`${head}  /etc/x: { from: ${from}, sha256: ${digest} }\n`);
+    assert.match(report, /^a\.yml:4:19: expected a path below the directory of this file/, from);
+  }
+  const wrong =
+    '/run/x /home/ci/x /tmp/x /workspace /etc/hosts /var/lib/dpkg/status /dev/null etc/x /a/../b "/a b"';
+  for (const path of wrong.match(/"[^"]*"|[^ ]+/g) ?? []) {
+    const report = reportOf(`${head}  ${path}: { from: x, sha256: ${digest} }\n`);
+    assert.match(report, /^a\.yml:4:3: expected an absolute path/, path);
+  }
+  assert.match(reportOf(`${head}  /etc/x: { from: x }\n`), /`sha256` is missing/);
+  assert.match(reportOf(`${head}  /etc/x: { from: x, sha256: ABC }\n`), /expected the SHA-256 of the file/);
+  assert.match(
+    reportOf(`${head}  /etc/x: { from: x, sha256: ${digest}, mode: 4755 }\n`),
+    /unknown key `mode`/,
+  );
+});
+
+test('subordinate ids make another image of the same file system', () => {
+  const base = 'version: 1\nsuite: bookworm\nuser: { name: ci';
+  withFiles({ 'a.yml': `${base} }\n`, 'b.yml': `${base}, subordinate-ids: true }\n` }, (directory) => {
+    const [a, b] = ['a', 'b'].map((name) => loadDefinition(name, [directory]));
+    assert.equal(b?.user.subordinateIds, true);
+    assert.equal(a?.rootfsDigest, b?.rootfsDigest);
+    assert.notEqual(a?.digest, b?.digest);
+  });
+  assert.match(reportOf(`${base}, subordinate-ids: 5 }\n`), /expected `true`/);
 });
 
 test('the digests depend on what is asked for, not on how it is written', () => {

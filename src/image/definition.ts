@@ -22,6 +22,8 @@ export interface ImageUser {
   readonly uid: number;
   readonly gid: number;
   readonly home: string;
+  /** Ids for containers, besides its own. */
+  readonly subordinateIds?: true;
 }
 
 /** A package of npm, pinned. */
@@ -30,6 +32,17 @@ export interface NpmPackage {
   readonly version: string;
   /** `sha512-<base64>` of its archive. */
   readonly integrity: string;
+}
+
+/** A file that is in no package. */
+export interface ImageFile {
+  /** Absolute, in the image. */
+  readonly path: string;
+  /** Absolute, here. */
+  readonly source: string;
+  /** Hex, of its contents. */
+  readonly sha256: string;
+  readonly executable: boolean;
 }
 
 /** What an image may hold that is refused otherwise, as absolute paths: sorted, each once. */
@@ -54,6 +67,8 @@ export interface ImageDefinition {
   readonly packages: readonly string[];
   /** Sorted by name, each once. */
   readonly npm: readonly NpmPackage[];
+  /** Sorted by path, each once. */
+  readonly files: readonly ImageFile[];
   readonly user: ImageUser;
   readonly env: Readonly<Record<string, string>>;
   readonly holds: ImageHolds;
@@ -87,6 +102,14 @@ const MAX_NPM_PACKAGES = 100;
 const HELD_PATH = /^(?:\/[A-Za-z0-9_+@][A-Za-z0-9._+@-]{0,127}){1,16}$/;
 /** User-controlled. */
 const MAX_HELD = 200;
+/** User-controlled; each is copied and compared. */
+const MAX_FILES = 200;
+/** Below the directory of the definition. */
+const FILE_SOURCE = /^(?:[A-Za-z0-9_+@][A-Za-z0-9._+@-]{0,127}\/){0,8}[A-Za-z0-9_+@][A-Za-z0-9._+@-]{0,127}$/;
+/** Where every VM mounts or writes its own, and dpkg's. */
+const NO_PLACE_FOR_FILES =
+  /^\/(?:proc|sys|dev|run|tmp|var\/tmp|home|workspace|var\/lib\/dpkg|etc\/(?:hostname|hosts|machine-id|resolv\.conf))(?:\/|$)/;
+const SHA256 = /^[0-9a-f]{64}$/;
 const SUITE = /^[a-z][a-z0-9-]{1,31}$/;
 const USER_NAME = /^[a-z][a-z0-9-]{0,30}$/;
 /** Where the workspace volume can give it a place; see docs/guest-link.md. */
@@ -107,6 +130,8 @@ interface DefinitionFile {
   readonly distroless: boolean;
   readonly packages: readonly string[];
   readonly npm: readonly NpmPackage[];
+  /** Their sources are relative to the file. */
+  readonly files: readonly ImageFile[];
   readonly user?: ImageUser;
   readonly env: Readonly<Record<string, string>>;
   readonly holds: ImageHolds;
@@ -125,8 +150,10 @@ export function loadDefinition(name: string, directories: readonly string[]): Im
       throw new CtError('IMAGE_DEFINITION_INVALID', `image ${name} ${what}: ${[...names, next].join(' → ')}`);
     }
     names.push(next);
-    const file = parseDefinition(findDefinition(next, directories, names.at(-2)));
-    chain.unshift(file);
+    const directory = findDirectory(next, directories, names.at(-2));
+    const file = parseDefinition(readDefinition(join(directory, `${next}.yml`)));
+    const files = file.files.map((entry) => ({ ...entry, source: join(directory, entry.source) }));
+    chain.unshift({ ...file, files });
     next = file.extends;
   }
   return resolve(name, chain, names.slice(1));
@@ -161,12 +188,7 @@ function findDirectory(name: string, directories: readonly string[], extendedBy:
   return directory;
 }
 
-function findDefinition(
-  name: string,
-  directories: readonly string[],
-  extendedBy: string | undefined,
-): SourceText {
-  const path = join(findDirectory(name, directories, extendedBy), `${name}.yml`);
+function readDefinition(path: string): SourceText {
   return readSource(path, path, {
     maxBytes: MAX_DEFINITION_BYTES,
     code: 'IMAGE_DEFINITION_INVALID',
@@ -201,7 +223,14 @@ function resolve(
     suite,
     distroless: base,
     packages: [...new Set(chain.flatMap((file) => file.packages))].sort(),
-    npm: newest(chain.flatMap((file) => file.npm)),
+    npm: lastOf(
+      chain.flatMap((file) => file.npm),
+      ({ name }) => name,
+    ),
+    files: lastOf(
+      chain.flatMap((file) => file.files),
+      ({ path }) => path,
+    ),
     user: chain.findLast((file) => file.user !== undefined)?.user ?? DEFAULT_USER,
     env: sorted<string>(Object.assign({}, BASE_ENV, ...chain.map((file) => file.env))),
     holds: mergeHolds(chain.map((file) => file.holds)),
@@ -216,6 +245,7 @@ function resolve(
     ...npmInside(content.npm),
     ...holdsInside(content.holds),
     ...distrolessInside(content.distroless),
+    ...filesInside(content.files),
   ];
   return {
     name,
@@ -226,14 +256,14 @@ function resolve(
       ...npmInside(content.npm),
       ...distrolessInside(content.distroless),
     ]),
-    digest: sha256([...inside, content.env]),
+    digest: sha256([...inside, content.env, ...(content.user.subordinateIds ? ['subordinate ids'] : [])]),
     rootfsDigest: sha256(inside),
   };
 }
 
-/** Each name once, as it is listed last: an image may pin another version than the one it extends. */
-function newest(packages: readonly NpmPackage[]): readonly NpmPackage[] {
-  return Object.values(sorted(Object.fromEntries(packages.map((entry) => [entry.name, entry]))));
+/** Each key once, as it is listed last: an image may pin another version than the one it extends. */
+function lastOf<T>(entries: readonly T[], key: (entry: T) => string): readonly T[] {
+  return Object.values(sorted(Object.fromEntries(entries.map((entry) => [key(entry), entry]))));
 }
 
 function mergeHolds(all: readonly ImageHolds[]): ImageHolds {
@@ -244,6 +274,11 @@ function mergeHolds(all: readonly ImageHolds[]): ImageHolds {
 
 function holdsInside({ setuid, writable, keys }: ImageHolds): readonly unknown[] {
   return setuid.length + writable.length + keys.length === 0 ? [] : [{ holds: [setuid, writable, keys] }];
+}
+
+function filesInside(files: readonly ImageFile[]): readonly unknown[] {
+  if (files.length === 0) return [];
+  return [{ files: files.map(({ path, sha256: digest, executable }) => [path, digest, executable]) }];
 }
 
 function distrolessInside(distroless: boolean): readonly unknown[] {
@@ -267,9 +302,21 @@ function sorted<T>(record: Readonly<Record<string, T>>): Record<string, T> {
 
 // --------------------------------------------------------------------------------------------- one file
 
-const KEYS = ['version', 'extends', 'suite', 'distroless', 'packages', 'npm', 'user', 'env', 'holds'];
+const KEYS = [
+  'version',
+  'extends',
+  'suite',
+  'distroless',
+  'packages',
+  'npm',
+  'files',
+  'user',
+  'env',
+  'holds',
+];
+const FILE_KEYS = ['from', 'sha256', 'executable'];
 const HOLDS_KEYS = ['setuid', 'writable', 'keys'];
-const USER_KEYS = ['name', 'uid', 'gid', 'home'];
+const USER_KEYS = ['name', 'uid', 'gid', 'home', 'subordinate-ids'];
 
 /** Parses one file's text. Throws IMAGE_DEFINITION_INVALID. */
 export function parseDefinition(source: SourceText): DefinitionFile {
@@ -316,6 +363,7 @@ class Reader {
       distroless: this.#true(entries.get('distroless')),
       packages: this.#packages(entries.get('packages')),
       npm: this.#npm(entries.get('npm')),
+      files: this.#files(entries.get('files')),
       env: this.#env(entries.get('env')),
       holds: this.#holds(entries.get('holds')),
     };
@@ -380,6 +428,34 @@ class Reader {
     return [...packages.values()];
   }
 
+  #files(entry: YamlEntry | undefined): ImageFile[] {
+    if (entry === undefined || isScalar(entry.value, 'null')) return [];
+    if (entry.value.kind !== 'map' || entry.value.entries.length > MAX_FILES) {
+      this.report(entry.value.span, `expected a mapping of at most ${MAX_FILES} paths to files`);
+      return [];
+    }
+    return entry.value.entries.flatMap(({ key, keySpan, value }) => {
+      if (!HELD_PATH.test(key) || NO_PLACE_FOR_FILES.test(key)) {
+        const what = 'letters, digits, `.`, `_`, `+`, `@` and `-`, where the VM keeps what an image has';
+        return this.report(keySpan, `expected an absolute path of ${what}`) ?? [];
+      }
+      if (value.kind !== 'map') {
+        return this.report(value.span, `expected a mapping with ${list(FILE_KEYS)}`) ?? [];
+      }
+      const entries = this.#keys(value, FILE_KEYS, 'a file');
+      for (const name of ['from', 'sha256'])
+        if (!entries.has(name)) this.report(value.span, `\`${name}\` is missing`);
+      const source = this.#text(entries.get('from'), FILE_SOURCE, 'a path below the directory of this file');
+      const sha256 = this.#text(
+        entries.get('sha256'),
+        SHA256,
+        'the SHA-256 of the file, as sha256sum prints it',
+      );
+      const executable = this.#true(entries.get('executable'));
+      return source === undefined || sha256 === undefined ? [] : [{ path: key, source, sha256, executable }];
+    });
+  }
+
   #holds(entry: YamlEntry | undefined): ImageHolds {
     const nothing: ImageHolds = { setuid: [], writable: [], keys: [] };
     if (entry === undefined || isScalar(entry.value, 'null')) return nothing;
@@ -419,10 +495,14 @@ class Reader {
     if (!entries.has('name')) this.report(node.span, '`user` needs a `name`');
     const uid = this.#id(entries.get('uid'));
     const gid = this.#id(entries.get('gid'));
+    const subordinateIds = this.#true(entries.get('subordinate-ids'));
     const home = this.#text(entries.get('home'), HOME, 'a directory directly below /home');
     if (name === undefined) return undefined;
     const resolvedUid = uid ?? DEFAULT_USER.uid;
-    return { name, uid: resolvedUid, gid: gid ?? resolvedUid, home: home ?? `/home/${name}` };
+    return {
+      ...{ name, uid: resolvedUid, gid: gid ?? resolvedUid, home: home ?? `/home/${name}` },
+      ...(subordinateIds ? { subordinateIds } : {}),
+    };
   }
 
   #id(entry: YamlEntry | undefined): number | undefined {

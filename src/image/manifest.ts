@@ -25,7 +25,14 @@ export interface ImageManifest {
   readonly kernel: BlobRef & { readonly version: string };
   readonly initramfs: BlobRef;
   /** Account that steps run as. */
-  readonly user: { readonly name: string; readonly uid: number; readonly gid: number; readonly home: string };
+  readonly user: {
+    readonly name: string;
+    readonly uid: number;
+    readonly gid: number;
+    readonly home: string;
+    /** It has a user namespace with more ids than its own (guest-agent/subids.h). */
+    readonly subordinateIds?: true;
+  };
   /** Environment every step starts with (PATH, LANG). */
   readonly env: Readonly<Record<string, string>>;
   /** sha256 of the resolved definition: same definition, same packages asked for. */

@@ -19,6 +19,7 @@ import { basename, join } from 'node:path';
 import { CtError } from '../core/errors.ts';
 import { outOfSpace } from './apt.ts';
 import type { ImageDefinition } from './definition.ts';
+import { copyFiles } from './extra-files.ts';
 import { repositorySource, writeRepositoryLists } from './local-repository.ts';
 import { type NpmArchive, npmPlan } from './npm.ts';
 import type { PackageCache } from './package-cache.ts';
@@ -63,7 +64,7 @@ export interface Rootfs {
 export async function buildRootfs(options: RootfsOptions): Promise<Rootfs> {
   const { definition, packages, cache, progress, signal } = options;
   const exchange = join(options.workDirectory, 'exchange');
-  for (const name of ['', 'debs', 'lists', 'hooks', 'npm']) makeDirectory(join(exchange, name));
+  for (const name of ['', 'debs', 'lists', 'hooks', 'npm', 'files']) makeDirectory(join(exchange, name));
   cache.link(packages, join(exchange, 'debs'));
   const { suite, distroless } = definition;
   await writeRepositoryLists(join(exchange, 'lists'), suite, packages, { cache, alone: distroless, signal });
@@ -77,6 +78,9 @@ export async function buildRootfs(options: RootfsOptions): Promise<Rootfs> {
     npmPlan(options.npm, ({ path }) => basename(path)),
     { mode: 0o644 },
   );
+  writeFileSync(join(exchange, 'files/plan'), copyFiles(definition.files, join(exchange, 'files')), {
+    mode: 0o644,
+  });
   writeFileSync(join(exchange, 'setuid'), definition.holds.setuid.map((path) => `${path}\n`).join(''), {
     mode: 0o644,
   });

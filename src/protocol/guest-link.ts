@@ -114,6 +114,13 @@ export const ExitFlag = { oomKilled: 1 } as const;
 /** Root-owned directory on tmpfs that holds the step scripts; a job can read but not change them. */
 export const SCRIPT_DIRECTORY = '/run/ct/steps';
 /** Directory on tmpfs that only the job's user can enter; holds the secrets that a step is given as files. */
+/**
+ * A user namespace of the job's, if its image asks for one: 0 is its user, 1 and on are these ids, as many as Debian gives to
+ * its first account.
+ */
+export const SUBORDINATE_USERS_PATH = '/run/ct/users';
+export const FIRST_SUBORDINATE_ID = 100_000;
+export const SUBORDINATE_IDS = 65_536;
 export const SECRET_DIRECTORY = '/run/ct/secrets';
 /** Tiny static program that writes one byte and exits: `ct bench` times it. */
 export const PROBE_PATH = '/run/ct/bin/probe';

@@ -37,6 +37,17 @@ while read -r kind first second third; do
   esac
 done </proc/self/fd/3/npm/plan
 
+# Files of no package. None replaces one, and none ends up elsewhere by way of a link.
+while read -r number mode path; do
+  if [ -e "$path" ] || [ "$(realpath -m -- "$path")" != "$(realpath -- .)/$path" ]; then
+    say "cannot add /$path: it is there, or it leads elsewhere"
+    exit 1
+  fi
+  mkdir -p "$(dirname -- "$path")"
+  cp "/proc/self/fd/3/files/$number" "$path"
+  chmod "$mode" "$path"
+done </proc/self/fd/3/files/plan
+
 say cleaning
 # Files of the build, and of package management that is over.
 rm -rf etc/dpkg/dpkg.cfg.d/ct-build etc/apt/apt.conf.d/98ct-build \

@@ -104,6 +104,7 @@ function isUser(value: unknown): boolean {
     matches(value['name'], /^[a-z][a-z0-9_-]{0,30}$/) &&
     isOrdinaryId(value['uid']) &&
     isOrdinaryId(value['gid']) &&
+    (value['subordinateIds'] === undefined || value['subordinateIds'] === true) &&
     matches(value['home'], /^\/home\/[a-z0-9][a-z0-9_-]{0,30}$/)
   );
 }

@@ -109,5 +109,6 @@ function kernelCommandLine(source: BootSource, emulated: boolean, tscKhz: number
     ...(emulated ? ['mitigations=off'] : []),
     `ct.verity=${verity.dataBlocks},${verity.hashStartBlock},${verity.rootHash},${verity.salt}`,
     `ct.user=${user.uid}:${user.gid}:${user.home}`,
+    ...(user.subordinateIds ? ['ct.subids=1'] : []),
   ].join(' ');
 }
