@@ -27,11 +27,12 @@ export class SignedProject implements Disposable {
   readonly policyDirectory: string;
   readonly #scratch = scratchDirectory('ct-signed-');
 
-  constructor() {
+  /** `policyDirectory`: where its policy lies, if not beside it. */
+  constructor(policyDirectory?: string) {
     this.root = join(this.#scratch.path, 'project');
-    this.policyDirectory = join(this.#scratch.path, 'policy');
+    this.policyDirectory = policyDirectory ?? join(this.#scratch.path, 'policy');
     mkdirSync(this.root);
-    mkdirSync(this.policyDirectory, { mode: 0o700 });
+    mkdirSync(this.policyDirectory, { mode: 0o700, recursive: true });
   }
 
   path(name: string): string {
