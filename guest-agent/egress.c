@@ -47,9 +47,10 @@
 #define SUPPRESSED_CHECK_US 1100000
 
 const unsigned egress_calls[] = {
-	SYS_read,     SYS_write,	      SYS_close,     SYS_epoll_wait, SYS_epoll_pwait, SYS_epoll_ctl,     SYS_epoll_create1,
-	SYS_accept4,  SYS_getsockname, SYS_setsockopt, SYS_shutdown,   SYS_recvfrom,	SYS_sendto,	   SYS_sendmsg,
-	SYS_brk,      SYS_mmap,	      SYS_munmap,    SYS_mremap,     SYS_madvise,	SYS_clock_gettime, SYS_exit_group,
+	SYS_read,	  SYS_readv,	     SYS_write,	      SYS_close,      SYS_epoll_wait, SYS_epoll_pwait, SYS_epoll_ctl,
+	SYS_epoll_create1, SYS_accept4,	     SYS_getsockname, SYS_setsockopt, SYS_shutdown,   SYS_recvfrom,	   SYS_sendto,
+	SYS_sendmsg,	  SYS_brk,	     SYS_mmap,	      SYS_munmap,     SYS_mremap,     SYS_madvise,	   SYS_clock_gettime,
+	SYS_exit_group,
 };
 const size_t egress_call_count = sizeof egress_calls / sizeof egress_calls[0];
 

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "console.h"
@@ -53,6 +54,16 @@ static void take_input(struct port *port, const uint8_t *data, size_t length)
 	}
 }
 
+/* The kernel fills one part after another, and stops at the first that it cannot fill: what has come lies in one piece. */
+static ssize_t read_buffers(int fd, uint8_t *to, size_t room)
+{
+	struct iovec parts[PORT_READ_PARTS];
+	size_t count = 0;
+	for (; count < PORT_READ_PARTS && (count + 1) * PORT_READ_BYTES <= room; count++)
+		parts[count] = (struct iovec){ to + count * PORT_READ_BYTES, PORT_READ_BYTES };
+	return readv(fd, parts, (int)count);
+}
+
 bool port_read(struct port *port)
 {
 	size_t have = 0;
@@ -63,7 +74,7 @@ bool port_read(struct port *port)
 		more = port->inbox_bytes - have < PORT_READ_BYTES;
 		if (more)
 			break;
-		ssize_t got = read(port->fd, port->inbox + have, PORT_READ_BYTES);
+		ssize_t got = read_buffers(port->fd, port->inbox + have, port->inbox_bytes - have);
 		if (got > 0) {
 			have += (size_t)got;
 			continue;

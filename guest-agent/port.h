@@ -14,6 +14,8 @@
 
 /* virtio_console hands out at most one 4 KiB buffer per read and takes at most 32 KiB per write. */
 #define PORT_READ_BYTES 4096
+/* So many buffers with one system call. */
+#define PORT_READ_PARTS 16
 #define PORT_WRITE_BYTES 32768
 /* Before a session: a second look at the port in case its wake-up was lost in a snapshot. */
 #define PORT_IDLE_RETRY_MS 2000

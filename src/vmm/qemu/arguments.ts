@@ -105,8 +105,10 @@ function kernelCommandLine(source: BootSource, emulated: boolean, tscKhz: number
     ...(!emulated || tscKhz === undefined ? [] : [`tsc_early_khz=${tscKhz} tsc=reliable`]),
     // The emulator's RDRAND is the host's getrandom(2); and nothing random is used before the host reseeds a clone.
     'random.trust_cpu=on cryptomgr.notests=1',
-    // Inside an emulator, mitigations cost time and protect nothing that counts.
-    ...(emulated ? ['mitigations=off'] : []),
+    // Inside an emulator, mitigations cost time and protect nothing that counts, and so does clearing pages for the kernel. A
+    // change of processes throws away what the emulator knows of memory: with every 64 KiB that a download hands to a reader who
+    // waits, unless the system call that writes them may finish (`preempt=none`).
+    ...(emulated ? ['mitigations=off init_on_alloc=0 preempt=none'] : []),
     `ct.verity=${verity.dataBlocks},${verity.hashStartBlock},${verity.rootHash},${verity.salt}`,
     `ct.user=${user.uid}:${user.gid}:${user.home}`,
     ...(user.subordinateIds ? ['ct.subids=1'] : []),
