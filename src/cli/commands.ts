@@ -251,9 +251,10 @@ export const COMMANDS: readonly CommandSpec[] = [
   },
   {
     name: 'gc',
-    summary: 'remove old runs and their logs',
+    summary: 'remove old runs and their logs, and parts of images that are gone',
     description: [
       'Removes runs that have ended beyond the newest N, and those that began too long ago. The host daemon does the same, with the values below, whenever it becomes idle.',
+      'And removes parts that no image has had for a day, with signatures and results of scans of images that are gone, as every build does.',
     ],
     options: [
       { name: 'keep', value: 'N', help: 'how many runs to keep; 200 if absent' },
@@ -550,6 +551,7 @@ export const COMMANDS: readonly CommandSpec[] = [
     summary: 'show what is different between two images, or two locks',
     description: [
       'Prints added, removed and changed packages as Markdown, for a pull request. Of two images that are built it compares the sizes and every file, too.',
+      'If there is a vulnerability database (`ct vuln db update`), also which vulnerabilities come and go with the packages.',
       'FROM and TO are each an image, by name or digest; a lock, by its path; a lock in a revision, as git:REVISION:PATH; or /dev/null, for none.',
     ],
     positionals: { placeholder: 'FROM TO', min: 2, max: 2, help: 'what to compare' },
@@ -666,9 +668,18 @@ export const COMMANDS: readonly CommandSpec[] = [
     summary: 'sign an image',
     description: [
       'Signs the digest of the image, with a key of yours or as an OIDC identity (keyless), and stores the signature beside it. An image can have several.',
+      'Signs provenance (SLSA v1) and SBOM of the image, too, where there are any.',
     ],
     positionals: { placeholder: 'IMAGE', max: 1, min: 1, help: 'name or digest of a stored image' },
-    options: [...SIGN_OPTIONS, JSON_OPTION],
+    options: [
+      ...SIGN_OPTIONS,
+      {
+        name: 'builder',
+        value: 'URI',
+        help: 'what built the image, for its provenance: the signer vouches for it',
+      },
+      JSON_OPTION,
+    ],
     examples: [{ command: 'ct image sign debian-12 --key image.key', what: 'with a key of yours' }],
     load: () => import('./commands/image/sign.ts'),
   },
@@ -751,6 +762,36 @@ export const COMMANDS: readonly CommandSpec[] = [
     ],
     examples: [{ command: 'ct image sbom debian-12 --format spdx -o debian-12.spdx.json', what: 'as SPDX' }],
     load: () => import('./commands/image/sbom.ts'),
+  },
+  {
+    name: 'image provenance',
+    summary: 'print how an image was made',
+    description: [
+      'Prints SLSA provenance v1: definition, lock and every package by digest, and the builder. With --key or --identity it is what an accepted signer has signed, and nothing else; without, what this machine wrote down when it made the image, which nobody vouches for.',
+    ],
+    positionals: { placeholder: 'IMAGE', min: 1, max: 1, help: 'name or digest of a stored image' },
+    options: [...SIGNER_OPTIONS],
+    examples: [
+      { command: 'ct image provenance debian-12', what: 'of an image that was built here' },
+      { command: 'ct image provenance debian-12 --key image.pub', what: 'as the key signed it' },
+    ],
+    load: () => import('./commands/image/provenance.ts'),
+  },
+  {
+    name: 'image rm',
+    summary: 'remove images',
+    description: [
+      'Removes images by their names, with their signatures and the parts that no other image has. Jobs that run in them go on. An image with a definition is built again when a job asks for it.',
+    ],
+    positionals: {
+      placeholder: 'IMAGE',
+      min: 1,
+      max: Number.POSITIVE_INFINITY,
+      help: 'name of a stored image',
+    },
+    options: [JSON_OPTION],
+    examples: [{ command: 'ct image rm ci', what: 'one, with everything that only it has' }],
+    load: () => import('./commands/image/rm.ts'),
   },
   {
     name: 'image scan',

@@ -7,6 +7,7 @@ import { openCtHome } from '../core/paths.ts';
 import { VERSION } from '../core/version.ts';
 import { type Apt, outOfSpace } from './apt.ts';
 import { type ImageDefinition, loadDefinition, lockPath } from './definition.ts';
+import { buildProvenanceOf, writeProvenance } from './image-provenance.ts';
 import { encodeInitramfs, INITRAMFS_RECIPE } from './initramfs.ts';
 import { checkAccounted, type Inventory, takeInventory } from './inventory.ts';
 import { unpackKernel } from './kernel.ts';
@@ -118,6 +119,7 @@ async function build(options: BuildOptions): Promise<BuiltImage> {
     force = false; // whoever holds it builds from the same packages
   });
   const { store, ctHome, workDirectory, owner, tmpDir } = place;
+  const startedAt = new Date();
   if (!force) {
     const current = await findCurrent(store, definition, lock, options);
     if (current !== undefined) return current;
@@ -153,7 +155,18 @@ async function build(options: BuildOptions): Promise<BuiltImage> {
     ...origin,
   };
   const inputs = inputsDigest(definition, lock, programs);
-  const { digest } = await store.putImage(manifest, inputs, new Date(), 'built');
+  const finishedAt = new Date();
+  const { digest } = await store.putImage(manifest, inputs, finishedAt, 'built');
+  const provenance = buildProvenanceOf({
+    definition,
+    packages: rootfs.packages,
+    kernel: kernel.package,
+    guestAgent: digestOf(programs.guestAgent),
+    lock: origin.lock,
+    startedAt,
+    finishedAt,
+  });
+  await writeProvenance(ctHome, digest, provenance);
   await store.collectGarbage(Date.now());
   return { manifest, digest };
 }

@@ -2,6 +2,7 @@
 import type { InventoryFile } from './inventory.ts';
 import type { ImageLock } from './lock-file.ts';
 import { diffPackages, type PackageDifference, type VersionedPackage } from './package-diff.ts';
+import { doesCount, findingKey, type JudgedFinding } from './scan/result.ts';
 import { compareSemver } from './scan/semver.ts';
 
 /** One side of a comparison, as far as it is known: a lock has no files and no size. */
@@ -17,6 +18,8 @@ export interface DiffSide {
   readonly initramfs?: string;
   readonly sizeBytes?: number;
   readonly files?: readonly InventoryFile[];
+  /** What is known of it, where there is a database of vulnerabilities. */
+  readonly findings?: readonly JudgedFinding[];
 }
 
 export interface ImageDiff {
@@ -33,6 +36,14 @@ export interface ImageDiff {
     readonly removed: readonly string[];
     readonly changed: readonly string[];
   };
+  readonly vulnerabilities?: VulnerabilityDifference;
+}
+
+/** Of those that nobody has accepted. */
+export interface VulnerabilityDifference {
+  readonly added: readonly JudgedFinding[];
+  readonly removed: readonly JudgedFinding[];
+  readonly remaining: number;
 }
 
 export function lockSide(lock: ImageLock, label: string): DiffSide {
@@ -58,7 +69,19 @@ export function diffSides(from: DiffSide, to: DiffSide): ImageDiff {
     initramfsChanged: differ(from.initramfs, to.initramfs),
     ...(bothSizes ? { sizeBytes: { from: from.sizeBytes, to: to.sizeBytes } } : {}),
     ...(from.files && to.files ? { files: diffFiles(from.files, to.files) } : {}),
+    ...(from.findings && to.findings ? { vulnerabilities: diffFindings(from.findings, to.findings) } : {}),
   };
+}
+
+/** A finding is the same in another version of its package. */
+function diffFindings(from: readonly JudgedFinding[], to: readonly JudgedFinding[]): VulnerabilityDifference {
+  const [before, after] = [from, to].map(
+    (list) => new Map(list.filter(doesCount).map((finding) => [findingKey(finding), finding])),
+  );
+  const only = (own: typeof before, other: typeof before): JudgedFinding[] =>
+    [...(own ?? [])].flatMap(([key, finding]) => (other?.has(key) ? [] : [finding]));
+  const added = only(after, before);
+  return { added, removed: only(before, after), remaining: (after?.size ?? 0) - added.length };
 }
 
 /** What is not known on one side does not differ. */
@@ -67,11 +90,12 @@ function differ(from: string | undefined, to: string | undefined): boolean {
 }
 
 export function isSame(diff: ImageDiff): boolean {
-  const { packages, npm, kernel, guestAgentChanged, initramfsChanged, files } = diff;
+  const { packages, npm, kernel, guestAgentChanged, initramfsChanged, files, vulnerabilities } = diff;
+  const known = (vulnerabilities?.added.length ?? 0) + (vulnerabilities?.removed.length ?? 0);
   const changedFiles =
     files === undefined ? 0 : files.added.length + files.removed.length + files.changed.length;
   return (
-    packages.length + npm.length + changedFiles === 0 &&
+    packages.length + npm.length + changedFiles + known === 0 &&
     kernel === undefined &&
     !guestAgentChanged &&
     !initramfsChanged
@@ -107,7 +131,8 @@ const MAX_FILES = 50;
 
 /** For a pull request. Names and versions were checked where they were read; they are shown as code all the same. */
 export function diffMarkdown(diff: ImageDiff, formatBytes: (bytes: number) => string): string {
-  const { packages, npm, kernel, guestAgentChanged, initramfsChanged, sizeBytes, files } = diff;
+  const { packages, npm, kernel, guestAgentChanged, initramfsChanged, sizeBytes, files, vulnerabilities } =
+    diff;
   const lines = [`### Image: ${code(diff.from)} → ${code(diff.to)}`, ''];
   if (isSame(diff)) return `${[...lines, 'No difference.'].join('\n')}\n`;
   const count = (change: (entry: PackageDifference) => boolean): number =>
@@ -123,6 +148,7 @@ export function diffMarkdown(diff: ImageDiff, formatBytes: (bytes: number) => st
   if (guestAgentChanged) lines.push('', 'The guest agent is another.');
   if (initramfsChanged) lines.push('', 'The initramfs (guest agent and kernel modules) is another.');
   lines.push(...table('Package', packages), ...table('npm package', npm));
+  if (vulnerabilities) lines.push(...vulnerabilityLines(vulnerabilities));
   if (files) {
     for (const [what, paths] of Object.entries(files)) lines.push(...fileList(what, paths));
   }
@@ -145,6 +171,22 @@ function table(title: string, rows: readonly PackageDifference[]): readonly stri
   });
   const more = rows.length > MAX_ROWS ? ['', `… and ${rows.length - MAX_ROWS} more.`] : [];
   return ['', `| ${title} | Change | From | To |`, '|---|---|---|---|', ...shown, ...more];
+}
+
+function vulnerabilityLines({ added, removed, remaining }: VulnerabilityDifference): readonly string[] {
+  const rows = [
+    ...added.map((finding) => ['new', finding] as const),
+    ...removed.map((finding) => ['gone', finding] as const),
+  ];
+  const sum = `Vulnerabilities: ${added.length} new, ${removed.length} gone, ${remaining} as before.`;
+  if (rows.length === 0) return ['', sum];
+  const shown = rows.slice(0, MAX_ROWS).map(([change, { id, severity, package: entry, fixedIn }]) => {
+    const fix = fixedIn === undefined ? '' : code(fixedIn);
+    return `| ${code(id)} | ${change} | ${severity} | ${code(entry.name)} ${code(entry.version)} | ${fix} |`;
+  });
+  const more = rows.length > MAX_ROWS ? ['', `… and ${rows.length - MAX_ROWS} more.`] : [];
+  const head = ['| Vulnerability | Change | Severity | Package | Fixed in |', '|---|---|---|---|---|'];
+  return ['', sum, '', ...head, ...shown, ...more];
 }
 
 function fileList(what: string, paths: readonly string[]): readonly string[] {

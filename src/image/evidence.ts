@@ -5,14 +5,13 @@
  * What costs (signatures, results of scans) is kept until something changes that it followed from: the signers of policy, or
  * a file, by inode, size and times.
  */
-import { isDeepStrictEqual } from 'node:util';
 import { CtError } from '../core/errors.ts';
 import type { ImageSigner } from '../policy/image-rules.ts';
 import type { ImageInput, ImageSignature } from '../policy/input.ts';
 import { compileIdentity } from '../verification/identity.ts';
 import type { Trust } from '../verification/trust.ts';
 import type { SignerPolicy, VerifiedSigner } from '../verification/verify.ts';
-import { ATTESTATION_TYPES, builderOf } from './attestations.ts';
+import { attestationsOf } from './attestations.ts';
 import { blobsOf, type ImageManifest } from './manifest.ts';
 import { latestResult, resultsState, scanFacts } from './scan/result.ts';
 import { IMAGE_PREDICATE_TYPE, ImageSignatures, statedTime } from './signatures.ts';
@@ -144,37 +143,14 @@ export class ImageEvidence {
         refusal = { code: error.code, message: error.message };
       }
     }
-    return { signatures, attestations: await this.#attestations(manifest, proved, signers), refusal };
-  }
-
-  async #attestations(
-    { sbom }: ImageManifest,
-    proved: (predicateType: string) => VerifiedSigner[],
-    signers: ImageSigners,
-  ): Promise<ImageFacts['attestations']> {
-    const provenance = proved(ATTESTATION_TYPES.provenance).flatMap((verified) => {
-      const builder =
-        verified.content.kind === 'statement' ? builderOf(verified.content.statement) : undefined;
-      return namesOf(verified, signers).map((signer) => ({
-        kind: 'provenance' as const,
-        signer,
-        builder: builder ?? null,
-      }));
-    });
-    const described = proved(ATTESTATION_TYPES.sbom);
-    if (sbom === undefined || described.length === 0) return provenance;
-    // That of the image, which scans go by, and no other.
-    const document: unknown = JSON.parse((await this.#store.readBlob(sbom.cyclonedx)).toString('utf8'));
-    const same = described.filter(
-      ({ content }) =>
-        content.kind === 'statement' && isDeepStrictEqual(content.statement.predicate, document),
-    );
-    return [
-      ...provenance,
-      ...same.flatMap((verified) =>
-        namesOf(verified, signers).map((signer) => ({ kind: 'sbom' as const, signer, builder: null })),
+    const attestations = await attestationsOf(manifest, this.#store, proved);
+    return {
+      signatures,
+      attestations: attestations.flatMap(({ kind, verified, builder }) =>
+        namesOf(verified, signers).map((signer) => ({ kind, signer, builder: builder ?? null })),
       ),
-    ];
+      refusal,
+    };
   }
 
   async #loadTrust({ revision, signers, trustedRoot }: ImageSigners): Promise<Trust> {

@@ -63,10 +63,15 @@ export class ImageSignatures {
   }
 
   #directory(imageDigest: string): string {
-    const hex = /^sha256:([0-9a-f]{64})$/.exec(imageDigest)?.[1];
-    if (hex === undefined) throw new CtError('INTERNAL', `${imageDigest} is no digest of an image`);
-    return join(this.#home, 'images/sha256', hex);
+    return imageDirectory(this.#home, imageDigest);
   }
+}
+
+/** Where everything lies that is said about an image. */
+export function imageDirectory(ctHome: string, imageDigest: string): string {
+  const hex = /^sha256:([0-9a-f]{64})$/.exec(imageDigest)?.[1];
+  if (hex === undefined) throw new CtError('INTERNAL', `${imageDigest} is no digest of an image`);
+  return join(ctHome, 'images/sha256', hex);
 }
 
 /** Names, inodes, sizes and times of the files of a directory that end so; those of none if it is not there. */

@@ -43,6 +43,7 @@ const REBUILD_HINT = '`ct image build --force` makes it again';
 const MAX_MANIFEST_BYTES = 16 * 1024 * 1024;
 /** Each has some hundred kilobytes in memory. */
 const MAX_KNOWN_MANIFESTS = 16;
+const HEX = /^[0-9a-f]{64}$/;
 const READ_BYTES = 1024 * 1024;
 /** The longest jobs take hours. */
 const UNUSED_KEPT_MS = 24 * 3600 * 1000;
@@ -274,11 +275,53 @@ export class ImageStore {
     return (await readdir(tmp)).map((name) => join(tmp, name));
   }
 
+  /** Whether the manifest of an image is stored; says nothing about its contents. */
+  async has(digest: string): Promise<boolean> {
+    return (await stat(this.#blobPath(digest)).catch(() => undefined)) !== undefined;
+  }
+
   /**
-   * Removes what no image has had for a day: until then, runs that began before may still use it. `now` is in
-   * milliseconds.
+   * Removes what no image has had for a day: until then, runs that began before may still use it. What was said about an
+   * image (signatures, provenance) goes with its manifest. `now` is in milliseconds. Returns the bytes it took.
    */
-  async collectGarbage(now: number): Promise<void> {
+  async collectGarbage(now: number): Promise<number> {
+    const used = await this.#used();
+    let freedBytes = 0;
+    for (const hex of await readdir(join(this.#home, 'blobs/sha256'))) {
+      const mark = join(this.#home, 'unused', hex);
+      if (used.has(hex)) {
+        await rm(mark, { force: true });
+        continue;
+      }
+      const since = Number(await readFile(mark, 'utf8').catch(() => Number.NaN));
+      if (Number.isNaN(since)) await this.#writeAtomically(mark, String(now));
+      else if (now - since > UNUSED_KEPT_MS) freedBytes += await this.#removeBlob(hex);
+    }
+    for (const hex of await readdir(join(this.#home, 'images/sha256')).catch(() => [])) {
+      if (HEX.test(hex) && !(await this.has(`sha256:${hex}`))) await this.#removeStatements(hex);
+    }
+    return freedBytes;
+  }
+
+  /**
+   * Removes an image at once, with what is said about it and the parts that no other image has; runs that have their VM go on.
+   * Returns the bytes it took; 0 if there is none of that name.
+   */
+  async removeImage(name: string): Promise<number> {
+    const image = await this.find(name);
+    if (image === undefined) return 0;
+    const manifest = await this.manifest(image.digest).catch(() => undefined);
+    await rm(join(this.#home, 'images', `${name}.json`), { force: true });
+    const used = await this.#used();
+    const own = [image, ...(manifest ? blobsOf(manifest) : [])].map(({ digest }) => hexOf(digest));
+    let freedBytes = 0;
+    for (const hex of new Set(own)) if (!used.has(hex)) freedBytes += await this.#removeBlob(hex);
+    if (!used.has(hexOf(image.digest))) await this.#removeStatements(hexOf(image.digest));
+    return freedBytes;
+  }
+
+  /** Names of blobs that images have, and of parts of which they have something; other parts are forgotten. */
+  async #used(): Promise<ReadonlySet<string>> {
     const used = new Set<string>();
     for (const image of await this.list()) {
       used.add(hexOf(image.digest));
@@ -295,20 +338,19 @@ export class ImageStore {
       if (digests.some((digest) => used.has(digest))) for (const digest of digests) used.add(digest);
       else await rm(join(this.#home, 'parts', file), { force: true });
     }
-    for (const hex of await readdir(join(this.#home, 'blobs/sha256'))) {
-      const mark = join(this.#home, 'unused', hex);
-      if (used.has(hex)) {
-        await rm(mark, { force: true });
-        continue;
-      }
-      const since = Number(await readFile(mark, 'utf8').catch(() => Number.NaN));
-      if (Number.isNaN(since)) await this.#writeAtomically(mark, String(now));
-      else if (now - since > UNUSED_KEPT_MS) {
-        for (const directory of ['blobs/sha256', 'checked', 'unused']) {
-          await rm(join(this.#home, directory, hex), { force: true });
-        }
-      }
+    return used;
+  }
+
+  async #removeBlob(hex: string): Promise<number> {
+    const stats = await stat(join(this.#home, 'blobs/sha256', hex)).catch(() => undefined);
+    for (const directory of ['blobs/sha256', 'checked', 'unused']) {
+      await rm(join(this.#home, directory, hex), { force: true });
     }
+    return stats?.size ?? 0;
+  }
+
+  async #removeStatements(hex: string): Promise<void> {
+    await rm(join(this.#home, 'images/sha256', hex), { recursive: true, force: true });
   }
 
   #temporaryPath(): string {

@@ -6,6 +6,8 @@ import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { installRoot } from '../../src/core/install.ts';
 import { formatLock, type ImageLock } from '../../src/image/lock-file.ts';
+import { updateDatabase } from '../../src/image/scan/update.ts';
+import { affected, osvRecord } from '../fixtures/vuln/records.ts';
 import { type Scratch, scratchDirectory } from '../support/scratch.ts';
 
 let scratch: Scratch;
@@ -134,4 +136,31 @@ test('the script of the CI templates tells of every lock that a change touches, 
   const same = run('change', 'change');
   assert.equal(same.status, 0, same.stderr);
   assert.equal(same.stdout, '');
+});
+
+test('with a database of vulnerabilities, a comparison of locks says which come and go with the packages', async () => {
+  const ctHome = join(scratch.path, 'vulnerable-home');
+  const feed = join(scratch.path, 'feed.jsonl');
+  const records = [
+    osvRecord('DEBIAN-CVE-2026-1', { affected: [affected('Debian:12', 'openssl', '3.0.12-1')] }),
+    osvRecord('DEBIAN-CVE-2026-2', { affected: [affected('Debian:12', 'curl', '8.0-1')] }),
+    osvRecord('DEBIAN-CVE-2026-3', { affected: [affected('Debian:12', 'bash', '5.3-1')] }),
+  ];
+  writeFileSync(feed, records.map((record) => `${JSON.stringify(record)}\n`).join(''));
+  const signal = new AbortController().signal;
+  await updateDatabase({ ctHome, feeds: [feed], now: new Date(), signal });
+  write('from.json', lockOf(entry('bash', '5.2-1'), entry('openssl', '3.0.11-1')));
+  write('to.json', lockOf(entry('bash', '5.2-2'), entry('curl', '7.88-1'), entry('openssl', '3.0.12-1')));
+  const compare = (home: string) =>
+    spawnSync(ct, ['image', 'diff', 'from.json', 'to.json'], {
+      cwd: scratch.path,
+      encoding: 'utf8',
+      env: { ...process.env, CT_HOME: home },
+    });
+  const { status, stdout, stderr } = compare(ctHome);
+  assert.equal(status, 0, stderr);
+  assert.match(stdout, /^Vulnerabilities: 1 new, 1 gone, 1 as before\.$/m);
+  assert.match(stdout, /^\| `CVE-2026-2` \| new \| [a-z]+ \| `curl` `7\.88-1` \| `8\.0-1` \|$/m);
+  assert.match(stdout, /^\| `CVE-2026-1` \| gone \|/m);
+  assert.doesNotMatch(compare(join(scratch.path, 'no-home')).stdout, /Vulnerabilities/);
 });

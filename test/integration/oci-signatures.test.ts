@@ -91,7 +91,7 @@ test('an image is signed, verified, pushed, and pulled elsewhere if the key is t
   assert.match(succeeded(await ct(ctHome, 'image', 'verify', digest)).stderr, /none was looked at/);
 
   const name = `${server.host}/team/small:1`;
-  assert.match(succeeded(await ct(ctHome, 'image', 'push', 'small', name)).stderr, /2 signatures/);
+  assert.match(succeeded(await ct(ctHome, 'image', 'push', 'small', name)).stderr, /4 signatures/);
   const home = directory();
   const refused = await ct(home, 'image', 'pull', name, '--key', theirs.publicKey);
   assert.equal(refused.status, 122);
@@ -99,6 +99,15 @@ test('an image is signed, verified, pushed, and pulled elsewhere if the key is t
   const pulled = succeeded(await ct(home, 'image', 'pull', name, '--key', ours.publicKey, '--json'));
   assert.equal(JSON.parse(pulled.stdout).digest, digest);
   succeeded(await ct(home, 'image', 'verify', 'small', '--key', ours.publicKey, '--full'));
+  const provenance = await ct(home, 'image', 'provenance', 'small', '--key', ours.publicKey);
+  assert.match(succeeded(provenance).stdout, /urn:ct:image-import:v1/);
+  assert.equal(
+    (await ct(home, 'image', 'provenance', 'small')).status,
+    2,
+    'nothing that nobody signed came along',
+  );
+  assert.equal(await new ImageStore(home).madeHere(digest), undefined);
+  assert.equal((await new ImageStore(ctHome).madeHere(digest))?.how, 'imported');
 });
 
 test('an image is imported by the command, under a name that no definition has', async () => {

@@ -3,6 +3,7 @@ import { createHash } from 'node:crypto';
 import { join } from 'node:path';
 import { CtError, toCtError } from '../../core/errors.ts';
 import { openBuild } from '../build.ts';
+import { importProvenanceOf, writeProvenance } from '../image-provenance.ts';
 import type { ImageManifest } from '../manifest.ts';
 import { applyLayer } from '../oci/layers.ts';
 import { type OpenedImage, openDockerArchive, openLayout } from '../oci/layout.ts';
@@ -101,6 +102,7 @@ async function importNamed(options: ImportOptions): Promise<ImportedImage> {
       hint: 'lower case letters, digits, `.`, `_` and `-`, 64 at most',
     });
   }
+  const startedAt = new Date();
   await using cleanup = new AsyncDisposableStack();
   const { store, workDirectory } = cleanup.use(
     await openBuild(
@@ -159,7 +161,12 @@ async function importNamed(options: ImportOptions): Promise<ImportedImage> {
       workingDirectory: config?.workingDirectory ?? '',
     },
   };
-  const { digest } = await store.putImage(manifest, `imported ${definitionDigest}`, new Date(), 'imported');
+  const finishedAt = new Date();
+  const { digest } = await store.putImage(manifest, `imported ${definitionDigest}`, finishedAt, 'imported');
+  if (manifest.imported) {
+    const provenance = importProvenanceOf(name, manifest.imported, { startedAt, finishedAt });
+    await writeProvenance(options.ctHome, digest, provenance);
+  }
   return { manifest, digest, privileged };
 }
 

@@ -1,6 +1,7 @@
 /** What of an image can be looked up: the packages of its SBOM, by name and version as advisories have them. */
 import { CtError } from '../../core/errors.ts';
 import { isObject } from '../../core/json.ts';
+import type { ImageLock } from '../lock-file.ts';
 import { debianEcosystem, type Ecosystem, MAX_VERSION_CHARACTERS } from './advisory.ts';
 import { type Purl, parsePurl } from './purl.ts';
 import { advisorySource, type SourcePackage } from './source-package.ts';
@@ -57,6 +58,29 @@ export function packagesOfSbom(text: string): SbomPackages {
   };
   visit(document['components'], 0);
   return { packages, unexamined: unexamined.sort() };
+}
+
+/** The same of a lock, of which nothing is built yet. */
+export function packagesOfLock({ suite, packages, npm, kernel }: ImageLock): SbomPackages {
+  const ecosystem = debianEcosystem(suite);
+  const debian = [...packages, kernel].flatMap((entry): InstalledPackage[] => {
+    const { name, version, architecture, source, sourceVersion } = entry;
+    if (ecosystem === undefined) return [];
+    const origin = advisorySource({ sourceName: source, sourceVersion });
+    return [{ name, version, architecture, ...origin, purl: `pkg:deb/debian/${name}`, ecosystem }];
+  });
+  const fromNpm = npm.flatMap(({ name, version }): InstalledPackage[] =>
+    NODE_ITSELF.test(name)
+      ? []
+      : [
+          {
+            ...{ name, version, architecture: 'all', sourceName: name, sourceVersion: version },
+            purl: `pkg:npm/${name}`,
+            ecosystem: 'npm',
+          },
+        ],
+  );
+  return { packages: [...debian, ...fromNpm], unexamined: [] };
 }
 
 function isProgram({ type, name, purl }: Json): boolean {

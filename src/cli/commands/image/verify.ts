@@ -14,7 +14,7 @@ export async function run(parsed: ParsedOptions, output: Output): Promise<number
   const signers = acceptedSigners(parsed);
   const digest = await storedDigest(new ImageStore(ctHome), parsed.positionals[0] ?? '');
   const full = parsed.has('full');
-  const { manifest, signer, signatures } = await verifyImage({
+  const { manifest, signer, signatures, attestations } = await verifyImage({
     ctHome,
     digest,
     signers,
@@ -23,7 +23,16 @@ export async function run(parsed: ParsedOptions, output: Output): Promise<number
   });
   const parts = blobsOf(manifest).length;
   if (parsed.has('json')) {
-    const document = { version: 1, name: manifest.name, digest, parts, full, signatures, verified: signer };
+    const signed = attestations.map(({ kind, verified, builder }) => ({
+      kind,
+      builder,
+      signer: verified.signer,
+    }));
+    const document = {
+      ...{ version: 1, name: manifest.name, digest, parts, full, signatures },
+      verified: signer,
+      attestations: signed,
+    };
     output.write('stdout', `${JSON.stringify(document, undefined, 2)}\n`);
     return 0;
   }
@@ -34,6 +43,10 @@ export async function run(parsed: ParsedOptions, output: Output): Promise<number
   terminal.line(terminal.style.dim(`  ${digest}`));
   if (signer !== undefined) {
     terminal.line(`${terminal.style.green('✓')} signed by ${describeSigner(signer)}`);
+    for (const { kind, verified, builder } of attestations) {
+      const what = kind === 'sbom' ? 'SBOM' : `provenance (built by ${builder ?? 'nobody that it names'})`;
+      terminal.line(`${terminal.style.green('✓')} ${what}, signed by ${describeSigner(verified)}`);
+    }
   } else {
     const has = signatures === 1 ? 'it has 1 signature' : `it has ${signatures} signatures`;
     terminal.line(
