@@ -723,6 +723,24 @@ export const COMMANDS: readonly CommandSpec[] = [
     load: () => import('./commands/sign.ts'),
   },
   {
+    name: 'evidence fetch',
+    summary: 'collect what registries keep as evidence about packages',
+    description: [
+      'Asks the registry that npm or pip of this machine is configured for, for signatures and attestations of every package in a lock file, and writes them beside it: FILE.evidence.json. Jobs with `verify: {dependencies: signature}` or `provenance` need it; what is in it is verified when they run.',
+    ],
+    positionals: {
+      placeholder: 'FILE',
+      max: Number.POSITIVE_INFINITY,
+      help: 'lock file; package-lock.json, npm-shrinkwrap.json and requirements.txt if absent',
+    },
+    options: [DIRECTORY_OPTION, JSON_OPTION],
+    examples: [
+      { command: 'ct evidence fetch', what: 'for the lock files of this project' },
+      { command: 'ct evidence fetch app/package-lock.json', what: 'for one of them' },
+    ],
+    load: () => import('./commands/evidence/fetch.ts'),
+  },
+  {
     name: 'image verify',
     summary: 'compare an image with its digests, and verify who signed it',
     description: [
