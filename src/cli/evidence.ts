@@ -60,9 +60,31 @@ async function commitObject(root: string): Promise<Buffer | undefined> {
 }
 
 async function dirtyPaths(root: string): Promise<readonly string[]> {
-  const status = await git(root, ['status', '--porcelain=v1', '-z', '--no-renames'], MAX_STATUS_BYTES);
+  const status = await git(
+    root,
+    [
+      ...(await withoutFilters(root)),
+      'status',
+      '--porcelain=v1',
+      '-z',
+      '--no-renames',
+      '--ignore-submodules=all',
+    ],
+    MAX_STATUS_BYTES,
+  );
   const lines = (status?.toString('utf8') ?? '').split('\0').filter((line) => line !== '');
   return lines.slice(0, DIRTY_SHOWN).map((line) => printable(line.slice(3)));
+}
+
+/**
+ * git would run a filter that the repository configures. Without it, files that pass through one differ from the commit, which
+ * is what the comparison of the tree will say as well.
+ */
+async function withoutFilters(root: string): Promise<readonly string[]> {
+  const pattern = '^filter\\..*\\.(clean|smudge|process|required)$';
+  const found = await git(root, ['config', '-z', '--name-only', '--get-regexp', pattern], MAX_STATUS_BYTES);
+  const names = new Set((found?.toString('utf8') ?? '').split('\0').filter((name) => name !== ''));
+  return [...names].flatMap((name) => ['-c', `${name}=${name.endsWith('.required') ? 'false' : ''}`]);
 }
 
 /** What git prints; undefined if it fails or prints more than that. */
@@ -71,7 +93,7 @@ function git(root: string, args: readonly string[], maxBytes: number): Promise<B
   execFile(
     'git',
     // What a repository configures must not run while it is judged.
-    ['--no-optional-locks', '--no-replace-objects', '-c', 'core.fsmonitor=false', '-C', root, ...args],
+    ['-C', root, '--no-optional-locks', '--no-replace-objects', '-c', 'core.fsmonitor=false', ...args],
     {
       encoding: 'buffer',
       timeout: GIT_TIMEOUT_MS,

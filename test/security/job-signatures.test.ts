@@ -3,7 +3,7 @@
  * secret is asked for; and the right evidence passes.
  */
 import assert from 'node:assert/strict';
-import { rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { existsSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, beforeEach, describe, test } from 'node:test';
 import type { ErrorCode } from '../../src/core/errors.ts';
@@ -366,6 +366,21 @@ describe('a signed commit', () => {
     project.git('add', '-A');
     project.git('commit', '-qm', 'evil');
     await refused('VERIFY_TREE_DIRTY', { tamper: withPart('commit', () => older) });
+    end();
+  });
+
+  test('the configuration of the repository cannot make the comparison run a program', async () => {
+    const marker = project.path('ran');
+    project.git('config', 'core.fsmonitor', `touch ${marker}`);
+    for (const part of ['clean', 'smudge', 'process'])
+      project.git('config', `filter.evil.${part}`, `touch ${marker}; cat`);
+    project.git('config', 'filter.evil.required', 'true');
+    project.write('.git/info/attributes', '* filter=evil\n');
+    project.write('src/main.c', 'int other;\n');
+    await refused('VERIFY_TREE_DIRTY');
+    assert.ok(!existsSync(marker), 'a program of the repository ran');
+    assert.throws(() => project.git('-c', 'core.fsmonitor=false', 'status'));
+    assert.ok(existsSync(marker), 'the control: git alone runs it');
     end();
   });
 
