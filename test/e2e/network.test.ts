@@ -1,5 +1,6 @@
 /** The network as users of it expect it: clients work unmodified, and connections behave as TCP's do. */
 import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
 import { cpSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
@@ -173,17 +174,14 @@ test('clients work unmodified, and connections behave as those of TCP do', { ski
   }
 });
 
-test('the example of a Node.js project installs from the registry of this machine and passes its tests', async (t) => {
-  const reachable = await import('node:child_process').then(({ spawnSync }) =>
-    spawnSync('npm', ['view', 'semver', 'version'], { cwd: '/', encoding: 'utf8', timeout: 30_000 }),
-  );
-  if (reachable.status !== 0) return t.skip('the npm of this machine reaches no registry');
-  await testImage('node');
+/** Runs the job `test` of an example in a copy of it, in a VM with the network that it asks for. */
+async function exampleTest(name: string, image: string): Promise<string> {
+  await testImage(image);
   using scratch = scratchDirectory();
-  const project = join(scratch.path, 'node');
-  cpSync(join(installRoot, 'examples/node'), project, {
+  const project = join(scratch.path, name);
+  cpSync(join(installRoot, 'examples', name), project, {
     recursive: true,
-    filter: (path) => !path.endsWith('/node_modules'),
+    filter: (path) => !/\/(?:node_modules|venv|wheels|__pycache__)$/.test(path),
   });
   try {
     const { status, stdout, stderr } = await runCt(['run', 'test'], {
@@ -191,8 +189,27 @@ test('the example of a Node.js project installs from the registry of this machin
       env: { CT_HOME: testHome },
     });
     assert.equal(status, 0, `${stdout}\n${stderr}`);
-    assert.match(stdout + stderr, /pass 6/);
+    return stdout + stderr;
   } finally {
     await stopHost(testHome);
   }
+}
+
+function works(file: string, ...args: readonly string[]): boolean {
+  return spawnSync(file, args, { cwd: '/', encoding: 'utf8', timeout: 60_000 }).status === 0;
+}
+
+test('the example of a Node.js project installs from the registry of this machine and passes its tests', async (t) => {
+  if (!works('npm', 'view', 'semver', 'version'))
+    return t.skip('the npm of this machine reaches no registry');
+  assert.match(await exampleTest('node', 'node'), /pass 6/);
+});
+
+test('the example of a Python project fetches from the index of this machine by hash, and installs and tests offline', async (t) => {
+  using scratch = scratchDirectory();
+  const download = ['-m', 'pip', 'download', '--quiet', '--no-deps', '--dest', scratch.path, 'packaging'];
+  if (!works('python3', ...download)) return t.skip('the pip of this machine reaches no index');
+  const said = await exampleTest('python', 'python');
+  assert.match(said, /Ran 5 tests/);
+  assert.match(said, /OK/);
 });

@@ -1,0 +1,1 @@
+"""Writes an HTML page of releases from a TOML file."""
