@@ -118,7 +118,7 @@ async function admit(
   options: JobsOptions,
 ): Promise<Admitted> {
   const { run, request, log } = candidate;
-  const image = { name: await options.machines.imageName(request.image), digest: request.image };
+  const image = { name: await imageName(candidate, options), digest: request.image };
   const considered = await consider(request, image, applicant, options, run.id);
   const { policy, input, decided } = considered;
   record(log, input, decided);
@@ -143,20 +143,40 @@ async function admit(
   return { ...candidate, facts, policy, grant, told, standing, ...(verified ? { verified } : {}) };
 }
 
+/** Throws IMAGE_NOT_FOUND; IMAGE_CORRUPT, once somebody was alerted. */
+async function imageName({ run, request, log }: Candidate, options: JobsOptions): Promise<string> {
+  try {
+    return await options.machines.imageName(request.image);
+  } catch (error) {
+    const facts = { id: run.id, job: request.name, trust: request.origin?.trust ?? 'local' };
+    alertIfCorrupt(error, facts, log, options);
+    throw error;
+  }
+}
+
+function alertIfCorrupt(
+  error: unknown,
+  facts: RunFacts & { readonly id: string },
+  log: DecisionLog,
+  { alerts }: JobsOptions,
+): void {
+  if (!(error instanceof CtError) || error.code !== 'IMAGE_CORRUPT') return;
+  alerts.file(corruptAlert(error, facts, log.path, new Date()));
+}
+
 /** Throws why the image may not boot; then an alert was filed. */
 async function judgeImage(
   { run, request, log }: Candidate,
   facts: RunFacts & { readonly id: string },
   policy: CurrentPolicy,
-  { imageGate, alerts }: JobsOptions,
+  options: JobsOptions,
 ): Promise<ImageVerdict> {
+  const { imageGate, alerts } = options;
   let verdict: ImageVerdict;
   try {
     verdict = await imageGate.judge(request.image, facts, policy);
   } catch (error) {
-    if (error instanceof CtError && error.code === 'IMAGE_CORRUPT') {
-      alerts.file(corruptAlert(error, facts, log.path, new Date()));
-    }
+    alertIfCorrupt(error, facts, log, options);
     throw error;
   }
   const id = record(log, verdict.input, verdict.decided);

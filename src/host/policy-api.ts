@@ -1,10 +1,12 @@
 /** The part of the daemon's API that is about policy (api.ts lists it). Clients are the user's own, and may be wrong. */
 import type { Readable } from 'node:stream';
 import { CtError } from '../core/errors.ts';
+import type { AdmissionDecision, ImageDecision } from '../policy/decision.ts';
 import { MAX_JSON_BYTES } from '../protocol/limits.ts';
 import { parseJobRequest } from '../protocol/parse-job-request.ts';
 import { type AdmissionOptions, type Applicant, consider } from './admission.ts';
 import { API_POLICY, API_POLICY_CHECK, type PolicyCheck, type PolicyInfo } from './api.ts';
+import type { ImageGate } from './image-gate.ts';
 import type { Machines } from './machines.ts';
 import { type Answer, errorAnswer } from './runs-api.ts';
 
@@ -14,6 +16,7 @@ const NO_DIGEST = `sha256:${'0'.repeat(64)}`;
 
 interface PolicyApiOptions extends AdmissionOptions {
   readonly machines: Pick<Machines, 'imageName'>;
+  readonly imageGate: Pick<ImageGate, 'judge'>;
 }
 
 /** Undefined if the request is about something else; an error is an answer. */
@@ -52,11 +55,23 @@ async function check(value: unknown, applicant: Applicant, options: PolicyApiOpt
   const request = parseJobRequest(isDigest ? value : { ...(value as object), image: NO_DIGEST });
   const name = isDigest ? await options.machines.imageName(image) : String(image ?? '').slice(0, 300);
   const asked = { name, digest: isDigest ? image : NO_DIGEST };
-  const { policy, decided, presets } = await consider(request, asked, applicant, options);
+  const { policy, input, decided, presets } = await consider(request, asked, applicant, options);
+  const verdict = isDigest ? await options.imageGate.judge(image, input.run, policy) : undefined;
   return {
     revision: policy.engine.revision,
-    decision: decided.decision,
+    decision: withImage(decided.decision, verdict?.decided.decision),
     presets: presets.map(({ shown }) => shown),
+  };
+}
+
+/** A job runs if it and its image are let in; all reasons why not are told at once. */
+function withImage(decision: AdmissionDecision, image: ImageDecision | undefined): AdmissionDecision {
+  if (image === undefined || image.allow) return decision;
+  const { network } = decision;
+  return {
+    allow: false,
+    denials: [...decision.denials, ...image.denials],
+    network: { mode: network.mode, allow: [] },
   };
 }
 

@@ -134,11 +134,7 @@ describe('every file of a signed image', () => {
   });
 
   test('IMAGE_CORRUPT when one byte of its manifest was changed', async () => {
-    await withFlippedByte(blob(digest), async () => {
-      const { claimed, result } = await host.run(digest);
-      assert.equal(claimed, false);
-      assert.equal(result.error?.code, 'IMAGE_CORRUPT');
-    });
+    await withFlippedByte(blob(digest), () => refused(digest, 'IMAGE_CORRUPT', 'ct.image.corrupt'));
     await boots(digest);
   });
 
@@ -491,6 +487,17 @@ describe('what policy demands beyond a signature', () => {
     assert.equal(own.result.error?.code, 'SIGNATURE_MISSING');
     const other = await host.run(digest, { origin: { ...origin, repository: 'acme/other' }, steps: [] });
     assert.equal(other.claimed, true, JSON.stringify(other.result));
+    const request = {
+      ...{ name: 'job', image: digest, cpus: 1, memoryMib: 256, diskMib: 64, env: {}, steps: [] },
+      ...{ timeoutMs: 30_000, artifacts: [], sendsTree: false, origin },
+    };
+    const asked = await host.client.checkPolicy(request);
+    assert.deepEqual(
+      [asked.decision.allow, asked.decision.denials.map(({ rule }) => rule)],
+      [false, ['ct.image.local']],
+    );
+    host.setPolicy('local: allow');
+    assert.equal((await host.client.checkPolicy(request)).decision.allow, true);
   });
 
   test('POLICY_DENIED by a rule of the operator, which nothing overrides', {

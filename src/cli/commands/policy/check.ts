@@ -1,6 +1,6 @@
 /** `ct policy check`: what policy says to jobs, without running them. */
 import { resolve } from 'node:path';
-import { EXIT_STATUS } from '../../../core/errors.ts';
+import { CtError, EXIT_STATUS } from '../../../core/errors.ts';
 import { ctHomePath } from '../../../core/paths.ts';
 import { loadJobs } from '../../../job/load.ts';
 import { type PlannedJob, planJobs, toJobRequest } from '../../../job/plan.ts';
@@ -65,8 +65,23 @@ async function imagesOf(
   const { currentImage } = await import('../../../image/build.ts');
   const images = new Map<string, string>();
   for (const name of new Set(jobs.map(({ image }) => image))) {
-    const current = await currentImage(imageInputs(name, { ctHome: ctHomePath(), directory }));
-    if (current) images.set(name, current.digest);
+    const digest = await currentImage(imageInputs(name, { ctHome: ctHomePath(), directory })).then(
+      (current) => current?.digest,
+      (error) => foreignDigest(name, error),
+    );
+    if (digest !== undefined) images.set(name, digest);
   }
   return images;
+}
+
+/** Of an image that was imported or pulled. Throws `error` if there is none. */
+async function foreignDigest(name: string, error: unknown): Promise<string> {
+  const { ImageStore } = await import('../../../image/store.ts');
+  const stored = isNotFound(error) ? await new ImageStore(ctHomePath()).find(name) : undefined;
+  if (stored === undefined) throw error;
+  return stored.digest;
+}
+
+function isNotFound(error: unknown): boolean {
+  return error instanceof CtError && error.code === 'IMAGE_NOT_FOUND';
 }
