@@ -139,9 +139,9 @@ export class DialSession {
     const { found, over } = this.#dialer.lookup(host);
     void over.then(leave);
     const addresses = await found.catch((error: unknown) => {
-      throw new Unreachable(`${host} could not be resolved on this host: ${codeOf(error)}`);
+      throw new Unreachable(wordsOf(error));
     });
-    if (addresses.length === 0) throw new Unreachable(`${host} has no address`);
+    if (addresses.length === 0) throw new Unreachable('the name has no address');
     return this.#facts(addresses, 'resolver');
   }
 
@@ -188,7 +188,7 @@ export class DialSession {
       this.#attempts += 1;
       socket.pause();
       const onError = (error: Error): void => {
-        failure = `${address}: ${codeOf(error)}`;
+        failure = `${wordsOf(error)} (${address})`;
         if (!attempts.delete(socket)) return;
         this.#attempts -= 1;
         next();
@@ -244,7 +244,19 @@ function interleaved(addresses: readonly string[]): string[] {
   return [...mixed, ...second.slice(first.length)];
 }
 
-function codeOf(error: unknown): string {
+/** What people call what resolvers and connect(2) say. */
+const WORDS: Readonly<Record<string, string>> = {
+  ENOTFOUND: 'no such host',
+  EAI_AGAIN: 'the resolver of this host cannot say now',
+  ECONNREFUSED: 'connection refused',
+  ECONNRESET: 'connection reset',
+  ETIMEDOUT: 'no answer',
+  EHOSTUNREACH: 'no route to the host',
+  ENETUNREACH: 'no route to its network',
+};
+
+function wordsOf(error: unknown): string {
   if (error instanceof CtError) return error.message;
-  return String((error as { code?: unknown } | null)?.code ?? messageOf(error));
+  const code = String((error as { code?: unknown } | null)?.code ?? messageOf(error));
+  return WORDS[code] ?? code;
 }

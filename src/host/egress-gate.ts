@@ -29,7 +29,7 @@ import { type EgressAnswer, type EgressQuestion, MAX_OPEN_QUESTIONS } from './eg
 export const MAX_CONNECTIONS = 1000;
 /** Decisions that a run is answered from without an evaluation; what is asked again later is evaluated again. */
 const MAX_REMEMBERED = 1000;
-/** Refusals that the job's log names; the decision log has all of them. */
+/** Refusals that the job's log names, of which the decision log has all, and as many destinations that were not reached. */
 const MAX_NOTICES = 100;
 
 /** What a run may ask at once, and each second from then on: an install of a thousand packages asks five thousand. */
@@ -127,6 +127,7 @@ export class EgressGate {
   readonly #connections = new Map<number, Connection>();
   readonly #turns: (() => void)[] = [];
   readonly #noticed = new Set<string>();
+  readonly #unreachedNoticed = new Set<string>();
   /** Beyond the rate; no more than may be open. */
   readonly #delayed: EgressQuestion[] = [];
   #allowance = QUESTION_BURST;
@@ -265,8 +266,9 @@ export class EgressGate {
       const targets = addresses.map(({ address }) => address);
       return { socket: await dial.connect(targets, port, this.#ended.signal) };
     } catch (error) {
-      if (error instanceof Unreachable) return unreachable(`${host} port ${port}: ${error.message}`);
-      throw error;
+      if (!(error instanceof Unreachable)) throw error;
+      this.#unreached(host, port, error.message);
+      return unreachable(`${host} port ${port}: ${error.message}`);
     } finally {
       this.#dials -= 1;
     }
@@ -414,6 +416,15 @@ export class EgressGate {
       message: printable(denial.message),
       ...(denial.hint === undefined ? {} : { hint: printable(denial.hint) }),
     });
+  }
+
+  /** Whoever wrote the job sees a connection that breaks, and cannot tell that from a refusal. */
+  #unreached(host: string, port: number, message: string): void {
+    const key = `${host} ${port}`;
+    if (this.#unreachedNoticed.has(key) || this.#unreachedNoticed.size >= MAX_NOTICES) return;
+    if (this.#ended.signal.aborted) return;
+    this.#unreachedNoticed.add(key);
+    this.#peer.tell({ type: 'unreached', host: printable(host), port, message: printable(message) });
   }
 
   #stepName(step: number | undefined): string | undefined {

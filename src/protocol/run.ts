@@ -198,6 +198,8 @@ export type RunEvent =
       readonly message: string;
       readonly hint?: string;
     }
+  /** Policy allows it, and this machine did not reach it; once per destination. */
+  | { readonly type: 'unreached'; readonly host: string; readonly port: number; readonly message: string }
   /** Code that nobody vouches for was to run, or did in mode `audit`; once per rule and file. */
   | {
       readonly type: 'code';

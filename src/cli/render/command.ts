@@ -4,7 +4,7 @@ import type { JobEnd } from '../../job/schedule.ts';
 import type { RunEvent } from '../../protocol/run.ts';
 import type { Stream } from '../output.ts';
 import { formatError, formatHint, oneLine } from './format.ts';
-import { explainHint, noticeLines, recordedCodeLines } from './network.ts';
+import { explainHint, noticeLines, recordedCodeLines, unreachedLine } from './network.ts';
 import type { JobRecord } from './record.ts';
 import type { Renderer } from './renderer.ts';
 import type { Terminal } from './terminal.ts';
@@ -45,6 +45,7 @@ export class CommandRenderer implements Renderer {
     else if (event.type === 'notice' && event.level === 'warning') this.notice(job, 'warning', event.message);
     else if ((event.type === 'network' || event.type === 'code') && event.action === 'denied')
       this.#terminal.line(noticeLines(event, this.#terminal.style));
+    else if (event.type === 'unreached') this.#terminal.line(unreachedLine(event, this.#terminal.style));
     else if (event.type === 'step-end' && event.hint !== undefined)
       this.#terminal.line(formatHint(event.hint));
   }

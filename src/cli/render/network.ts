@@ -6,6 +6,7 @@ import { formatHint, oneLine, type Style } from './format.ts';
 type Admitted = Extract<RunEvent, { readonly type: 'admitted' }>;
 export type CodeNotice = Extract<RunEvent, { readonly type: 'code' }>;
 export type NetworkNotice = Extract<RunEvent, { readonly type: 'network' }>;
+type UnreachedNotice = Extract<RunEvent, { readonly type: 'unreached' }>;
 
 /** Destinations of a preset in one line; `ct policy check` shows all. */
 const DESTINATIONS_SHOWN = 4;
@@ -57,6 +58,11 @@ export function noticeLines(notice: NetworkNotice | CodeNotice, style: Style): s
   const what = `${oneLine(message)} (rule ${oneLine(rule)})`;
   if (action === 'recorded') return style.dim(`• not blocked, only recorded: ${what}`);
   return `${style.red('denied')}: ${what}\n${hint === undefined ? '' : formatHint(hint)}`;
+}
+
+/** Of a destination that policy allows. */
+export function unreachedLine({ host, port, message }: UnreachedNotice, style: Style): string {
+  return `${style.yellow('not reached')}: ${oneLine(host)} port ${port}: ${oneLine(message)}`;
 }
 
 /** Where the whole story is, after a run that policy refused or ended. */

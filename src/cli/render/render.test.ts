@@ -360,6 +360,7 @@ test('a job shows its policy, its presets and what was denied, and at its end wh
     ADMITTED,
     DENIED,
     { ...DENIED, action: 'recorded', host: 'seen.example', message: 'seen' },
+    { type: 'unreached', host: 'gone.example', port: 443, message: 'no such\nhost' },
     { ...DENIED, action: 'terminated', message: 'evil.example is banned' },
   ]);
   renderer.jobEnd(record, ran(VIOLATION));
@@ -372,6 +373,7 @@ test('a job shows its policy, its presets and what was denied, and at its end wh
       'denied: the job asked for other.example [2J, and nothing allows it (rule ct.egress.not_allowed)',
       '  hint: add `other.example` to `network: allow` of ct.yml',
       '• not blocked, only recorded: seen (rule ct.egress.not_allowed)',
+      'not reached: gone.example port 443: no such host',
       'error[POLICY_VIOLATION]: evil.example is banned (rule ct.egress.banned); the job was ended',
       '• every decision of the run: ct policy explain r1',
       '✗ a was stopped for a policy violation',

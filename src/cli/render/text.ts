@@ -6,7 +6,7 @@ import type { RunEvent, StepOutcome, VmSource } from '../../protocol/run.ts';
 import type { Stream } from '../output.ts';
 import { formatBytes, formatElapsed, formatError, formatHint, oneLine } from './format.ts';
 import { LinePrefixer } from './line-prefixer.ts';
-import { admittedLines, explainHint, noticeLines, recordedCodeLines } from './network.ts';
+import { admittedLines, explainHint, noticeLines, recordedCodeLines, unreachedLine } from './network.ts';
 import type { JobRecord, RunRecord, StepRecord } from './record.ts';
 import type { Renderer } from './renderer.ts';
 import type { Terminal } from './terminal.ts';
@@ -69,6 +69,9 @@ export class TextRenderer implements Renderer {
         return;
       case 'network':
         if (event.action !== 'terminated') this.#line(job, noticeLines(event, this.#terminal.style));
+        return;
+      case 'unreached':
+        this.#line(job, unreachedLine(event, this.#terminal.style));
         return;
       case 'code':
         if (event.action === 'denied') this.#line(job, noticeLines(event, this.#terminal.style));
