@@ -277,14 +277,16 @@ export const COMMANDS: readonly CommandSpec[] = [
     positionals: {
       placeholder: 'RUN',
       max: 1,
-      help: 'only of this run (its id, or how that begins or ends) or of this job; all if absent',
+      help: 'only of this run (its id, or how that begins or ends, or `latest`) or of this job; all if absent',
     },
     options: [
+      { name: 'last', short: 'n', value: 'N', help: 'only the newest N' },
       { name: 'follow', short: 'f', help: 'stay, and show each as it is filed' },
       { name: 'since', value: 'TIME', help: 'only later ones: 30m, 2d (ago), or 2026-01-31T09:00:00Z' },
       { name: 'json', help: 'print a line of JSON per alert on stdout' },
     ],
     examples: [
+      { command: 'ct alerts latest', what: 'those of the newest run' },
       { command: 'ct alerts --since 1d', what: 'those of the last day' },
       { command: 'ct alerts -f --json', what: 'for a script, as they come' },
     ],

@@ -61,12 +61,18 @@ test('what is not in the grammar is refused with what to write instead', () => {
     ['https://[192.0.2.7]', /not the name/, /192/],
     ['https://[fe80::1%eth0]', /not the name/, /192/],
     ['https://example..com', /not the name/, /example\.com/],
-    ['https://', /not the name/, /example\.com/],
+    ['https://', /names no host/, /write it, as in `https:\/\/example\.com`$/],
+    ['http://:80', /names no host/, /as in `http:\/\/example\.com:80`$/],
+    ['http://…', /`…` is not the name of a host/, /example\.com/],
+    ['http:/example.com', /lacks `:\/\/` behind `http`/, /write `http:\/\/example\.com`$/],
+    ['https:example.com', /lacks `:\/\/`/, /write `https:\/\/example\.com`$/],
+    ['http//example.com', /lacks `:\/\/`/, /write `http:\/\/example\.com`$/],
+    ['https:', /lacks `:\/\/`/, /write `https:\/\/example\.com`$/],
     ['https://-x.example.com', /not the name/, /example\.com/],
     [`https://${'a'.repeat(64)}.com`, /not the name/, /example\.com/],
     [`https://${'a.'.repeat(127)}com`, /not the name/, /example\.com/],
     ['two words.com', /not the name/, /example\.com/],
-    ['', /not the name/, /example\.com/],
+    ['', /is empty/, /example\.com/],
   ];
   for (const [text, wrong, hint] of refused) {
     const parsed = parseDestination(text);

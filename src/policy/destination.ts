@@ -50,6 +50,9 @@ const SCHEMES: Readonly<Record<string, { readonly protocol: DestinationProtocol;
     tcp: { protocol: 'tcp' },
   };
 
+/** `http:/host`, `https:host`, `http//host`: meant as a scheme. */
+const SCHEME_SLIP = /^(https?|tls|ssh|tcp)(?::\/?(?!\/)(?=.*[^0-9])|\/\/|:$)(.*)$/i;
+
 export type ParsedDestination =
   | { readonly kind: 'preset'; readonly name: string }
   | { readonly kind: 'destinations'; readonly destinations: readonly Destination[] };
@@ -75,7 +78,13 @@ export function parseDestination(
       'write names such as `example.com` or `*.example.com`',
     );
   }
+  if (text === '') return problem('an entry is empty', 'write a preset or a host, such as `example.com`');
   if (PRESET.test(text)) return { kind: 'preset', name: text };
+  const slip = SCHEME_SLIP.exec(text);
+  if (slip !== null) {
+    const [, name, host] = slip as unknown as [string, string, string];
+    return problem(`\`${text}\` lacks \`://\` behind \`${name}\``, `write \`${name}://${host || 'example.com'}\``);
+  }
   const scheme = /^([a-zA-Z][a-zA-Z0-9+.-]*):\/\//.exec(text);
   const known = scheme === null ? undefined : SCHEMES[(scheme[1] as string).toLowerCase()];
   if (scheme !== null && known === undefined) {
@@ -102,6 +111,12 @@ export function parseDestination(
   const port = split.port === undefined ? known?.port : parsePort(split.port);
   if (split.port !== undefined && port === undefined) {
     return problem(`\`${split.port}\` is not a port`, 'ports are whole numbers from 1 to 65535');
+  }
+  if (split.host === '') {
+    return problem(
+      `\`${text}\` names no host`,
+      `write it, as in \`${scheme === null ? '' : scheme[0]}example.com${split.port === undefined ? '' : `:${split.port}`}\``,
+    );
   }
   const host = canonicalHost(split.host);
   if ('wrong' in host) return host;

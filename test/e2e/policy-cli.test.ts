@@ -284,6 +284,11 @@ test('ct alerts lists what was filed, of all runs, of one, and since a time', as
   assert.deepEqual(await ids(), ['alert-r1', 'alert-r2']);
   assert.deepEqual(await ids('r1'), ['alert-r1']);
   assert.deepEqual(await ids('test'), ['alert-r2']);
+  assert.deepEqual(await ids('latest'), ['alert-r1']);
+  assert.match((await ct(['alerts', 'latest'])).stdout, /^TIME .*\n.* r1 .*\n$/);
+  assert.deepEqual(await ids('-n', '1'), ['alert-r2']);
+  assert.deepEqual(await ids('--last', '9'), ['alert-r1', 'alert-r2']);
+  assert.equal((await ct(['alerts', '-n', '0'])).status, 2);
   assert.deepEqual(await ids('--since', '1h'), ['alert-r2']);
   assert.deepEqual(await ids('--since', '2026-01-31T09:05:08Z'), ['alert-r2']);
   assert.equal((await ct(['alerts', '--since', 'once'])).status, 2);

@@ -10,20 +10,27 @@ import { oneLine, type Style, styleFor } from '../render/format.ts';
 import { localTime } from '../render/run-info.ts';
 import { formatTable } from '../render/table.ts';
 
+/** Of a table; the file has the rest. */
+const MAX_LISTED = 10_000;
+
 export async function run(parsed: ParsedOptions, output: Output): Promise<number> {
-  const isWanted = selection(parsed, Date.now());
+  const last = readLast(parsed);
+  const isWanted = selection(parsed, Date.now(), await runOf(parsed.positionals[0]));
   const follow = parsed.has('follow') ? new AbortController() : undefined;
   if (follow) output.onBroken = () => follow.abort();
   const style = styleFor(output.isTty.stdout);
   const table: Alert[] = [];
   for await (const alert of readAlerts(alertDirectory(ctHomePath()), follow?.signal)) {
     if (!isWanted(alert)) continue;
-    if (parsed.has('json')) await output.write('stdout', `${JSON.stringify(alert)}\n`);
+    if (parsed.has('json') && last === undefined) await output.write('stdout', `${JSON.stringify(alert)}\n`);
     else if (follow) await output.write('stdout', alertLine(alert, style));
-    else table.push(alert);
+    else if (table.push(alert) > (last ?? MAX_LISTED)) table.shift();
     if (output.isBroken) return 0;
   }
-  if (parsed.has('json')) return 0;
+  if (parsed.has('json')) {
+    for (const alert of table) await output.write('stdout', `${JSON.stringify(alert)}\n`);
+    return 0;
+  }
   if (table.length > 0) output.write('stdout', alertTable(table));
   else if (!follow)
     output.write(
@@ -34,10 +41,34 @@ export async function run(parsed: ParsedOptions, output: Output): Promise<number
 }
 
 /** Throws USAGE. */
-function selection(parsed: ParsedOptions, nowMs: number): (alert: Alert) => boolean {
+function readLast(parsed: ParsedOptions): number | undefined {
+  const text = parsed.value('last');
+  if (text === undefined) return undefined;
+  const last = Number(text);
+  if (!Number.isInteger(last) || last < 1 || last > MAX_LISTED) {
+    throw new CtError('USAGE', `--last cannot be \`${text}\``, {
+      hint: `a whole number from 1 to ${MAX_LISTED}`,
+    });
+  }
+  if (parsed.has('follow')) throw new CtError('USAGE', '--last and --follow exclude each other');
+  return last;
+}
+
+/** `latest` is the newest run, with or without alerts, as it is for every other command. */
+async function runOf(reference: string | undefined): Promise<string | undefined> {
+  if (reference !== 'latest') return reference;
+  const { anyHost } = await import('../host.ts');
+  return (await (await anyHost()).run('latest')).run;
+}
+
+/** Throws USAGE. */
+function selection(
+  parsed: ParsedOptions,
+  nowMs: number,
+  reference: string | undefined,
+): (alert: Alert) => boolean {
   const since = parsed.value('since');
   const sinceMs = since === undefined ? undefined : startOf(since, nowMs);
-  const [reference] = parsed.positionals;
   return ({ time, run: { id, job } }) => {
     if (sinceMs !== undefined && !(Date.parse(time) >= sinceMs)) return false;
     if (reference === undefined) return true;
