@@ -65,6 +65,9 @@ profile := lib.profile
 
 stranger if run.trust == "untrusted"
 
+# Where a setting that counts for the run is written.
+key_of(setting) := object.get(object.get(profile, "keys", {}), setting, setting)
+
 # ------------------------------------------------------------------------------------------------- where it is from
 
 trust_allowed if profile.trust[run.trust]
@@ -72,7 +75,7 @@ trust_allowed if profile.trust[run.trust]
 deny contains {
 	"rule": "ct.admission.trust",
 	"message": concat("", ["jobs of origin `", known(run, "trust"), "` do not run on this host"]),
-	"hint": "ask those who run this host about `admission: trust` of their policy",
+	"hint": concat("", ["ask those who run this host about `", key_of("trust"), "` of their policy"]),
 } if {
 	not trust_allowed
 }
@@ -92,7 +95,7 @@ ref_allowed if lib.matches(profile.refs, object.get(run, "ref", null))
 deny contains {
 	"rule": "ct.admission.ref",
 	"message": concat("", ["jobs of the ref `", known(run, "ref"), "` do not run on this host"]),
-	"hint": "ask those who run this host to add it to `refs` of their policy",
+	"hint": concat("", ["ask those who run this host to add it to `", key_of("refs"), "` of their policy"]),
 } if {
 	not ref_allowed
 }
@@ -104,7 +107,7 @@ actor_allowed if profile.actors.any
 deny contains {
 	"rule": "ct.admission.actor",
 	"message": concat("", ["jobs of `", known(run, "actor"), "` do not run on this host"]),
-	"hint": "ask those who run this host to add them to `actors` of their policy",
+	"hint": concat("", ["ask those who run this host to add them to `", key_of("actors"), "` of their policy"]),
 } if {
 	not actor_allowed
 }
@@ -127,15 +130,24 @@ image_fits_stranger if image_fits(lib.config.untrusted.images)
 deny contains {
 	"rule": "ct.admission.image",
 	"message": concat("", ["the image `", known(input.image, "name"), "` is not one that this job may have"]),
-	"hint": "choose another image, or ask those who run this host to add it to `images` of their policy",
+	"hint": concat("", ["choose another image, or ask those who run this host to add it to `", image_key, "` of their policy"]),
 } if {
 	not image_allowed
 }
+
+# What keeps the image out.
+default image_key := "untrusted: images"
+
+image_key := key_of("images") if not image_fits(profile.images)
 
 # Least of the ceilings that count.
 ceiling(key) := profile.limits[key] if not stranger
 
 ceiling(key) := min({profile.limits[key], lib.config.untrusted.limits[key]}) if stranger
+
+default limit_key(_) := "untrusted: limits"
+
+limit_key(key) := key_of("limits") if ceiling(key) == profile.limits[key]
 
 # Rego compares values of any types: what is no number is less than all of them.
 at_most(key) if {
@@ -163,7 +175,7 @@ deny contains too_much("ct.admission.timeout", "timeout_seconds", "seconds of ti
 too_much(rule, key, unit, setting) := {
 	"rule": rule,
 	"message": concat("", ["the job asks for ", number(input.resources, key), " ", unit, "; it may have ", limit]),
-	"hint": concat("", ["ask for less in `", setting, "` of ct.yml, or ask those who run this host about `limits` of their policy"]),
+	"hint": concat("", ["ask for less in `", setting, "` of ct.yml, or ask those who run this host about `", limit_key(key), "` of their policy"]),
 } if {
 	limit := number({"ceiling": ceiling(key)}, "ceiling")
 } else := {

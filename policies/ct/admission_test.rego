@@ -157,6 +157,27 @@ test_limit_hints if {
 	startswith(denial.hint, "ask for less in `resources: cpu` of ct.yml")
 }
 
+hints(change) := {denial.rule: denial.hint | some denial in decide_own(change).denials}
+
+decide_own(change) := decision if {
+	own := object.union(config, {"profiles": {"exact": {"acme/site": {
+		"limits": {"cpus": 1},
+		"keys": {"refs": "admission: refs", "actors": "repositories: acme/site: actors", "images": "repositories: acme/site: images", "limits": "repositories: acme/site: limits"},
+	}}}})
+	decision := admission.decision with input as object.union(question, object.union({"run": {"repository": "acme/site"}}, change)) with data.ct.config as own
+}
+
+test_hints_name_the_key_where_it_is_written if {
+	found := hints({"run": {"actor": "mallory"}, "image": {"name": "x"}})
+	contains(found["ct.admission.actor"], "`repositories: acme/site: actors`")
+	contains(found["ct.admission.image"], "`repositories: acme/site: images`")
+	contains(found["ct.admission.cpus"], "`repositories: acme/site: limits`")
+	some denial in decide({"run": {"trust": "untrusted"}}).denials
+	contains(denial.hint, "`untrusted: images`")
+	some less in decide({"run": {"trust": "untrusted"}, "image": {"name": "node"}, "resources": {"cpus": 3}}).denials
+	contains(less.hint, "`untrusted: limits`")
+}
+
 test_limit_that_nobody_set if {
 	broken := json.remove(config, ["general/limits/cpus"])
 	decision := admission.decision with input as question with data.ct.config as broken

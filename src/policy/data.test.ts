@@ -187,6 +187,10 @@ test('settings of a repository are completed by the general ones, and share thei
   );
   const rest = config.profiles.prefixes['acme/'];
   assert.deepEqual([rest?.mode, rest?.ceiling, rest?.limits.cpus], ['terminate', 'general', 4]);
+  assert.deepEqual(
+    [site?.keys.limits, site?.keys.refs, rest?.keys.limits],
+    ['repositories: acme/site: limits', 'admission: refs', 'limits'],
+  );
 });
 
 test('runs are on record unless it is said that they are not', () => {

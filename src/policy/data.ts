@@ -446,6 +446,31 @@ export interface Profile {
   readonly verify: VerifyRules;
   /** In addition to the general ones. */
   readonly secrets: readonly Grant[];
+  /** Where in the policy data a setting is written: what to ask those for who run the host. */
+  readonly keys: Readonly<Record<SettingOfProfile, string>>;
+}
+
+const SETTINGS_OF_PROFILE = ['trust', 'refs', 'actors', 'images', 'limits'] as const;
+type SettingOfProfile = (typeof SETTINGS_OF_PROFILE)[number];
+
+const GENERAL_KEYS: Profile['keys'] = {
+  trust: 'admission: trust',
+  refs: 'admission: refs',
+  actors: 'admission: actors',
+  images: 'admission: images',
+  limits: 'limits',
+};
+
+/** Of the settings of a repository, which have only some of them. */
+function keysOf(
+  pattern: string,
+  settings: Readonly<Partial<Record<SettingOfProfile, unknown>>>,
+): Profile['keys'] {
+  const own = SETTINGS_OF_PROFILE.filter((key) => settings[key] !== undefined);
+  return {
+    ...GENERAL_KEYS,
+    ...Object.fromEntries(own.map((key) => [key, `repositories: ${pattern}: ${key}`])),
+  };
 }
 
 /** `data.ct.config`, version 1. */
@@ -568,6 +593,7 @@ class Lowering {
       limits: lowerLimits(data.limits),
       verify: this.#verifyRules(data.verify, DEFAULT_VERIFY_RULES),
       secrets: [],
+      keys: GENERAL_KEYS,
     };
     const profiles = { exact: emptyRecord<Profile>(), prefixes: emptyRecord<Profile>() };
     for (const [pattern, settings] of Object.entries(data.repositories ?? {})) {
@@ -591,6 +617,7 @@ class Lowering {
         secrets: Object.entries(settings.secrets ?? {}).map(([secret, grant]) =>
           this.#grant(secret, { ...grant, repositories: ['*'] }),
         ),
+        keys: keysOf(name, settings),
       };
       if (name.endsWith('*')) profiles.prefixes[name.slice(0, -1)] = profile;
       else profiles.exact[name] = profile;

@@ -83,7 +83,10 @@ export function parseDestination(
   const slip = SCHEME_SLIP.exec(text);
   if (slip !== null) {
     const [, name, host] = slip as unknown as [string, string, string];
-    return problem(`\`${text}\` lacks \`://\` behind \`${name}\``, `write \`${name}://${host || 'example.com'}\``);
+    return problem(
+      `\`${text}\` lacks \`://\` behind \`${name}\``,
+      `write \`${name}://${host || 'example.com'}\``,
+    );
   }
   const scheme = /^([a-zA-Z][a-zA-Z0-9+.-]*):\/\//.exec(text);
   const known = scheme === null ? undefined : SCHEMES[(scheme[1] as string).toLowerCase()];
