@@ -88,7 +88,6 @@ static uint8_t inbox[INBOX_BYTES];
 static nghttp2_session *session;
 static bool identified;
 /* Something of the job has been started. */
-static bool executed;
 /* Code is judged. */
 static bool coded;
 /* The answer to this stream is the last thing the guest says. */
@@ -297,8 +296,8 @@ static void begin_request(struct stream *stream)
 			reject(stream, "409", "this guest has no identity yet");
 			return;
 		}
-		if (request == REQUEST_CODE && (coded || executed)) {
-			reject(stream, "409", "it is too late to say which code may run");
+		if (request == REQUEST_CODE && coded) {
+			reject(stream, "409", "which code may run has been said already");
 			return;
 		}
 		if (request == REQUEST_PHASE && !coded) {
@@ -309,7 +308,6 @@ static void begin_request(struct stream *stream)
 			stream->code = calloc(1, sizeof *stream->code);
 		if (request == REQUEST_EXEC)
 			stream->exec = exec_new(stream);
-		executed = executed || request == REQUEST_EXEC;
 	}
 	if ((request == REQUEST_IDENTITY && !stream->identity) || (request == REQUEST_CODE && !stream->code) ||
 	    (request == REQUEST_EXEC && !stream->exec)) {
@@ -413,13 +411,18 @@ static void apply_code(struct stream *stream)
 	char text[512];
 	if (stream->records.broken)
 		return;
-	if (coded || executed) {
+	if (coded) {
 		/* Another request was faster. */
-		reject(stream, "409", "it is too late to say which code may run");
+		reject(stream, "409", "which code may run has been said already");
 		return;
 	}
 	if (record_decoder_pending(&stream->records) || !code_complete(stream->code)) {
 		reject(stream, "400", "incomplete word about code");
+		return;
+	}
+	/* What has run so far was the host's, to warm the VM up. It is gone, and what it wrote has no label. */
+	if (!stop_job(PHASE_LIMIT_US)) {
+		reject(stream, "500", "there are processes that do not end");
 		return;
 	}
 	coded = code_apply(stream->code, options->cgroup_fd, text, sizeof text) == 0;

@@ -38,7 +38,7 @@ stranger if input.run.trust == "untrusted"
 
 # What all of what counts trusts.
 trust := [origin |
-	some origin in ["built", "source"]
+	some origin in ["source", "built"]
 	lib.profile.exec.trust[origin]
 	trusted_of_stranger(origin)
 ]
@@ -54,7 +54,7 @@ audit := {"off": "off", "audit": "on", "enforce": "required", "terminate": "requ
 
 # Of Debian's packages and of the usual images. What is not in an image does no harm. A shell that is one program with many
 # others (busybox) is not here: whatever those others read would be taken for code.
-shells := {"endings": [".sh", ".bash"], "options": ["-c"], "arguments": "every"}
+shells := {"endings": [".sh", ".bash"], "options": ["-c", "-s"], "arguments": "every"}
 
 python := {"endings": [".py", ".pyc", ".pth"], "options": ["-c"], "arguments": "first"}
 

@@ -188,8 +188,8 @@ export class GuestSession {
   }
 
   /**
-   * From here on the guest judges what runs, and the phase is `stage`. Legal once, before the first `exec`. Throws GUEST_REFUSED,
-   * or what `lost` rejects with.
+   * From here on the guest judges what runs, and the phase is `stage`. Legal once, before anything of the job: every process is
+   * killed, and what was written before has nobody to vouch for it. Throws GUEST_REFUSED, or what `lost` rejects with.
    */
   async setCode(settings: CodeSettings): Promise<void> {
     await this.#callInTime('PUT', GuestPath.code, encodeCode(settings));

@@ -28,6 +28,8 @@ const FAREWELL_TIMEOUT_MS = 10_000;
 const CANCEL_GRACE_MS = 5000;
 
 const VM_EXIT_GRACE_MS = 500;
+/** How the end of a VM looks from its link process. Any other error is its own, and the VM ended because of it. */
+const SIGNS_OF_DEATH: ReadonlySet<string> = new Set(['VMM_DIED', 'GUEST_PROTOCOL', 'GUEST_UNRESPONSIVE']);
 /** TLS and tokens tolerate a few seconds. */
 const MAX_CLOCK_DRIFT_MS = 2000;
 
@@ -207,8 +209,9 @@ export class Machine {
       report = reply.audit ?? { kind: 'lost', loss: UNSAID };
       result = said;
       // The guest's channel closes a moment before its process has ended and says why.
-      if (result.outcome === 'infrastructure') await this.#vmGone(VM_EXIT_GRACE_MS);
-      if (result.outcome === 'infrastructure' && this.#vmExit !== undefined) {
+      const mayHaveDied = result.error !== undefined && SIGNS_OF_DEATH.has(result.error.code);
+      if (mayHaveDied) await this.#vmGone(VM_EXIT_GRACE_MS);
+      if (mayHaveDied && this.#vmExit !== undefined) {
         const diagnosed = this.#diagnose(
           new CtError('VMM_DIED', `the VMM ended while the job ran (${this.#vmExit})`),
           'VMM_DIED',

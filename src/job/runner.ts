@@ -126,10 +126,7 @@ class JobRun {
     using cleanup = new DisposableStack();
     if (this.#options.beforeAll) await this.#unlessAborted(this.#options.beforeAll());
     const { code, session } = this.#options;
-    if (code) {
-      await this.#unlessAborted(session.setCode(code.settings));
-      await this.#unlessAborted(session.setPhase(this.#phase));
-    }
+    if (code) await this.#unlessAborted(session.setCode(code.settings));
     if (request.sendsTree) await this.#stage();
     else if (this.#options.expected) {
       throw new CtError('VERIFY_EVIDENCE_MISSING', 'the working tree has to be verified, and none is sent');
