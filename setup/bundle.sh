@@ -8,7 +8,7 @@ work=$out.$$
 trap 'rm -rf "$work"' EXIT
 
 entries=
-for entry in src/cli/main.ts src/host/daemon.ts src/host/link-process.ts src/host/image-scan-worker.ts; do
+for entry in src/cli/main.ts src/host/daemon.ts src/host/link-process.ts src/host/image-scan-worker.ts src/host/evidence-worker.ts; do
   [ ! -f "$entry" ] || entries="$entries $entry"
 done
 # The banner gives CommonJS dependencies (yaml) their `require` of Node's own modules.

@@ -2,7 +2,7 @@
  * Whether what a job consists of is vouched for: asks policy what is demanded, the client for the evidence, verifies that, and
  * asks policy again. Before anything is claimed for the job; the tree itself is compared later, on its way into the VM.
  */
-import { randomUUID } from 'node:crypto';
+import { createHash, randomUUID } from 'node:crypto';
 import { setImmediate as turn } from 'node:timers/promises';
 import { type Alert, alertRun } from '../audit/alert.ts';
 import { CtError, errorReport } from '../core/errors.ts';
@@ -16,8 +16,13 @@ import { MAX_SIGNED_DIGESTS } from '../protocol/limits.ts';
 import type { JobRequest, JobResult } from '../protocol/run.ts';
 import { type EvidenceDemands, type TreeExpectation, USUAL_LOCKS } from '../protocol/verify.ts';
 import type { VerifiedCommit } from '../verification/commit-signature.ts';
+import { evidencePath } from '../verification/dependencies/evidence-file.ts';
 import type { Manifest } from '../verification/manifest.ts';
+import { judgeLocks } from './evidence-threads.ts';
 import type { CurrentPolicy } from './policy.ts';
+
+/** Some thousand paths in base64. Parsed in the daemon. */
+const MAX_MANIFEST_BYTES = 2 * 1024 * 1024;
 
 export interface VerificationOptions {
   readonly request: JobRequest;
@@ -118,35 +123,24 @@ async function gather(
   const absent: string[] = [];
   const dependencies: EvidenceFacts['dependencies'][number][] = [];
   if (demands.dependencies !== 'none') {
-    const { createHash } = await import('node:crypto');
-    const [{ lockFacts }, { evidencePath }] = await Promise.all([
-      import('../verification/dependencies/lock-facts.ts'),
-      import('../verification/dependencies/evidence-file.ts'),
-    ]);
-    const configured = await configuredOrigins(options.presets);
-    const sent = partsOf('lock').map(({ path }) => path);
+    const sent = partsOf('lock');
     const { locks } = options;
-    if (locks === undefined) absent.push(...USUAL_LOCKS.filter((path) => !sent.includes(path)));
-    for (const lock of locks?.filter((path) => !sent.includes(path)) ?? []) {
-      dependencies.push(missingLock(lock));
+    const isSent = (path: string): boolean => sent.some((part) => part.path === path);
+    if (locks === undefined) absent.push(...USUAL_LOCKS.filter((path) => !isSent(path)));
+    dependencies.push(...(locks ?? []).filter((path) => !isSent(path)).map(missingLock));
+    if (sent.length > 0) {
+      const proofs = new Map(partsOf('evidence').map(({ path, bytes }) => [path, bytes]));
+      const judged = await judgeLocks({
+        locks: sent.map(({ path, bytes }) => ({ path, bytes, evidence: proofs.get(evidencePath(path)) })),
+        level: demands.dependencies,
+        configured: await configuredOrigins(options.presets),
+        trust: trust.source,
+        now,
+      });
+      dependencies.push(...judged);
     }
-    for (const { path, bytes } of partsOf('lock')) {
-      const proof = partsOf('evidence').find((part) => part.path === evidencePath(path));
-      dependencies.push(
-        await lockFacts({
-          lock: path,
-          bytes,
-          evidence: proof?.bytes,
-          level: demands.dependencies,
-          configured,
-          trust,
-          now,
-          breathe: () => turn(),
-        }),
-      );
-      // The file that was judged is the one that the job gets.
-      files.set(path, createHash('sha256').update(bytes).digest('hex'));
-    }
+    // The file that was judged is the one that the job gets.
+    for (const { path, bytes } of sent) files.set(path, createHash('sha256').update(bytes).digest('hex'));
   }
   return {
     facts: { commit: commit?.facts ?? null, scripts, dependencies },
@@ -169,6 +163,9 @@ async function manifestFacts(
 ): Promise<{ readonly facts: EvidenceFacts['scripts'][number]; readonly manifest?: Manifest }> {
   const nothing = { manifest: path, signers: [], problem: null, files: {}, directories: [] };
   try {
+    if (bytes.length > MAX_MANIFEST_BYTES) {
+      throw new CtError('SIGNATURE_MALFORMED', `it has more than ${MAX_MANIFEST_BYTES} bytes`);
+    }
     const [{ bundleTrust, signerFacts }, { verifyManifest }] = await Promise.all([
       import('../verification/job-trust.ts'),
       import('../verification/manifest-bundle.ts'),

@@ -20,7 +20,13 @@ export const shippedPolicies: string = join(installRoot, 'policies');
 export const shippedRules: string = join(shippedPolicies, 'ct');
 const SYSTEM_DIRECTORY = '/etc/ct/policy';
 /** Trusts nobody. */
-const NOBODY: JobTrust = { bundles: undefined, identities: [], ssh: [], registryKeys: new Map() };
+const NOBODY: JobTrust = {
+  bundles: undefined,
+  identities: [],
+  ssh: [],
+  registryKeys: new Map(),
+  source: { data: { signers: [] }, files: new Map() },
+};
 /** Trusted roots, lists of signers and keys. */
 const MAX_TRUST_FILE_BYTES = 4 * 1024 * 1024;
 /** That of the public Sigstore has 7 KiB. */

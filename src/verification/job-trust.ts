@@ -18,13 +18,19 @@ export interface JobTrust {
   }[];
   /** By id. */
   readonly registryKeys: ReadonlyMap<string, RegistryKey>;
+  /** What it was made of, for whoever has to make it again in another thread. */
+  readonly source: { readonly data: JobTrustData; readonly files: ReadonlyMap<string, Buffer> };
 }
 
 /** Throws TRUST_INVALID. `read` gives the content of a file of the policy directory. */
-export function loadJobTrust(
-  { signers, trustedRoot, npmKeys }: JobTrustData,
-  read: (name: string) => Buffer,
-): JobTrust {
+export function loadJobTrust(data: JobTrustData, readFile: (name: string) => Buffer): JobTrust {
+  const { signers, trustedRoot, npmKeys } = data;
+  const files = new Map<string, Buffer>();
+  const read = (name: string): Buffer => {
+    const bytes = files.get(name) ?? readFile(name);
+    files.set(name, bytes);
+    return bytes;
+  };
   const keys = signers.flatMap((signer) => (signer.kind === 'key' ? [signer] : []));
   const identities = signers.flatMap((signer) => (signer.kind === 'identity' ? [signer] : []));
   const ssh = signers.flatMap((signer) =>
@@ -40,6 +46,7 @@ export function loadJobTrust(
     identities,
     ssh,
     registryKeys: npmKeys === undefined ? new Map() : parseRegistryKeys(read(npmKeys), npmKeys),
+    source: { data, files },
   };
 }
 

@@ -411,3 +411,18 @@ describe('Python', () => {
     await refused('signature', 'VERIFY_DEPENDENCY_INVALID');
   });
 });
+
+test('evidence that would fill the memory of the daemon is VERIFY_DEPENDENCY_INVALID, and the daemon goes on', async () => {
+  const packages = { 'node_modules/a': { version: '1.0.0', integrity: sha512Integrity('a') } };
+  project.write(
+    'package-lock.json',
+    JSON.stringify({ lockfileVersion: 3, packages: { '': {}, ...packages } }),
+  );
+  const bomb = `{"version":1,"packages":{"a@1.0.0":{"attestations":[${'[[],[]],'.repeat(3_500_000)}0]}}}`;
+  project.write('package-lock.json.evidence.json', bomb);
+  const before_ = process.memoryUsage().heapTotal;
+  const startedAt = performance.now();
+  await refused('provenance', 'VERIFY_DEPENDENCY_INVALID');
+  assert.ok(performance.now() - startedAt < 10_000);
+  assert.ok(process.memoryUsage().heapTotal - before_ < 64 * 1024 * 1024);
+});

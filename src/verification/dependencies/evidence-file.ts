@@ -6,6 +6,7 @@
  * Anybody may have written it; what counts in it is signed.
  */
 import { hasKeys, isObject } from '../../core/json.ts';
+import { parseBoundedJson } from './bounded-json.ts';
 import type { RegistrySignature } from './registry-keys.ts';
 
 const MAX_PACKAGES = 20_000;
@@ -25,7 +26,7 @@ export function evidencePath(lock: string): string {
 
 /** Throws an Error saying what is wrong with it. */
 export function parseEvidenceFile(bytes: Buffer): ReadonlyMap<string, PackageEvidence> {
-  const document: unknown = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(bytes));
+  const document = parseBoundedJson(bytes);
   if (!hasKeys(document, ['version', 'packages']) || document['version'] !== 1)
     throw new Error('it is of no known version');
   const { packages } = document;

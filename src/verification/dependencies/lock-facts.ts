@@ -16,8 +16,6 @@ type Mutable<T> = { -readonly [K in keyof T]: T[K] };
 const MAX_SHOWN = 20;
 /** As many as policy can name. */
 const MAX_ORIGINS = 100;
-/** Bundles between two turns of the event loop. */
-const BUNDLES_PER_TURN = 4;
 
 export interface LockOptions {
   readonly lock: string;
@@ -29,8 +27,6 @@ export interface LockOptions {
   readonly configured: Readonly<Record<'npm' | 'pypi', readonly string[]>>;
   readonly trust: JobTrust;
   readonly now: Date;
-  /** Lets others have a turn: verification takes milliseconds for each package. */
-  readonly breathe: () => Promise<void>;
 }
 
 interface Package {
@@ -42,8 +38,8 @@ interface Package {
   readonly archives: readonly Archive[];
 }
 
-/** Never rejects because of what is in the files: that is a fact. */
-export async function lockFacts(options: LockOptions): Promise<LockFacts> {
+/** Never throws because of what is in the files: that is a fact. */
+export function lockFacts(options: LockOptions): LockFacts {
   const kind = /\.(txt|in)$/.test(options.lock) ? 'pypi' : 'npm';
   const facts: Mutable<LockFacts> = {
     lock: options.lock,
@@ -82,21 +78,20 @@ export async function lockFacts(options: LockOptions): Promise<LockFacts> {
       new Error(`its evidence cannot be read: ${messageOf(error)}`),
     );
   }
-  return await withEvidence(facts, packages, evidence, options);
+  return withEvidence(facts, packages, evidence, options);
 }
 
-async function withEvidence(
+function withEvidence(
   facts: LockFacts,
   packages: readonly Package[],
   evidence: ReadonlyMap<string, PackageEvidence>,
-  { level, trust, now, breathe }: LockOptions,
-): Promise<LockFacts> {
+  { level, trust, now }: LockOptions,
+): LockFacts {
   const unsigned: Package[] = [];
   const unproven: Package[] = [];
   const invalid: Package[] = [];
   const publishers = new Map<string, readonly string[]>();
   const proves = level === 'provenance' || facts.kind === 'pypi';
-  let bundles = 0;
   for (const one of packages) {
     const { signatures = [], attestations = [] } = evidence.get(one.id) ?? {};
     if (facts.kind === 'npm') {
@@ -109,7 +104,6 @@ async function withEvidence(
     if (!proves) continue;
     if (one.archives.length === 0) unproven.push(one);
     for (const archive of one.archives) {
-      if (++bundles % BUNDLES_PER_TURN === 0) await breathe();
       const names = publishersOf(archive, relevant(archive, attestations), trust, now);
       if (names === 'invalid') invalid.push(one);
       else if (names.size === 0) unproven.push(one);

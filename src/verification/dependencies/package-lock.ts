@@ -1,5 +1,6 @@
 /** Lock files of npm (package-lock.json, versions 2 and 3): which packages, with what digest, from where. */
 import { isObject } from '../../core/json.ts';
+import { parseBoundedJson } from './bounded-json.ts';
 
 /** Peer-controlled. */
 const MAX_PACKAGES = 20_000;
@@ -17,12 +18,7 @@ export interface LockedPackage {
 
 /** Throws an Error saying why it cannot be judged. Packages of the project itself are left out. */
 export function parsePackageLock(bytes: Buffer): readonly LockedPackage[] {
-  let document: unknown;
-  try {
-    document = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(bytes));
-  } catch {
-    throw new Error('it is no JSON');
-  }
+  const document = parseBoundedJson(bytes);
   if (!isObject(document)) throw new Error('it is no object');
   const version = document['lockfileVersion'];
   if (version !== 2 && version !== 3) {
