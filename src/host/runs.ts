@@ -83,7 +83,7 @@ export class Runs {
   async #sealInterrupted(run: string): Promise<void> {
     const detail = this.#store.detail(run);
     if (!detail?.audit || !detail.vm) return;
-    const { audit, shape, image, vm, outcome, error } = detail;
+    const { audit, shape, image, imageStanding, vm, outcome, error } = detail;
     const { mode, policy } = audit;
     try {
       const report = await this.audit.recover(run, shape.cpus);
@@ -95,6 +95,7 @@ export class Runs {
         run,
         policy,
         image: image.digest,
+        ...(imageStanding ? { imageMade: imageStanding.made, imageSigners: imageStanding.signers } : {}),
         vmm: vm.vmm,
         accelerator: vm.accelerator,
         outcome: outcome ?? 'infrastructure',

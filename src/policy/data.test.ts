@@ -217,3 +217,73 @@ test('JSON is read as well', () => {
   );
   assert.equal(config.general.mode, 'audit');
 });
+
+const PEM = '      -----BEGIN PUBLIC KEY-----\n      MFkw\n      -----END PUBLIC KEY-----\n';
+
+/** With `image:` as given, and all else as small as may be. */
+function withImage(image: string, more = ''): PolicyData {
+  return parse(`version: 1\n${EGRESS}${ADMISSION}${LIMITS}image:\n${image}\n${more}`);
+}
+
+test('without a word about images, those of this machine run, and others need a signer whom nobody has named', () => {
+  const { config, imageTrust } = parse(`version: 1\n${EGRESS}${ADMISSION}${LIMITS}`);
+  assert.equal(config.general.image.local, true);
+  assert.deepEqual(imageTrust.signers, []);
+  assert.deepEqual({ ...config.image.revoked }, {});
+  assert.equal(config.image.running, 'finish');
+});
+
+test('rules about images of a repository take the place of the general ones, key by key', () => {
+  const { config } = withImage(
+    '  local: deny\n  max-age: 30d\n  minimum: {ci: 2027-01-31}\n  scan: {fail-on: medium}',
+    'repositories: {acme/site: {image: {max-age: 1d, base: [debian-12]}}}',
+  );
+  const { general, profiles } = config;
+  assert.equal(general.image.max_age_seconds, 30 * 86_400);
+  assert.deepEqual(general.image.minimum, { ci: Date.UTC(2027, 0, 31) / 1000 });
+  assert.deepEqual(general.image.scan, {
+    max_age_seconds: 14 * 86_400,
+    failing: ['critical', 'high', 'medium', 'unknown'],
+  });
+  const own = profiles.exact['acme/site']?.image;
+  assert.equal(own?.max_age_seconds, 86_400);
+  assert.equal(own?.local, false);
+  assert.deepEqual(own?.scan, general.image.scan);
+  assert.deepEqual({ ...own?.base.exact }, { 'debian-12': true });
+});
+
+test('signers of images are keys or identities, and what is neither is a problem at its place', () => {
+  const identity = '{issuer: https://issuer.example, subject: https://host.example/a/*}';
+  const { imageTrust } = withImage(
+    `  trusted-root: root.json\n  signers:\n    one:\n      key: |\n  ${PEM.replaceAll('\n', '\n  ').trimEnd()}\n    two: ${identity}`,
+  );
+  assert.deepEqual(
+    imageTrust.signers.map(({ name, kind }) => [name, kind]),
+    [
+      ['one', 'key'],
+      ['two', 'identity'],
+    ],
+  );
+  const wrong: [string, RegExp][] = [
+    [`  signers: {two: ${identity}}`, /no `trusted-root` to verify them with/],
+    ['  signers: {two: {issuer: https://issuer.example}}', /either a `key`, or an `issuer` and a `subject`/],
+    [
+      '  trusted-root: root.json\n  signers: {two: {issuer: https://issuer.example, subject: https://*.example/a}}',
+      /needs a `\*` behind a literal host/,
+    ],
+    ['  trusted-root: ../root.json', /the name of a file in the policy directory/],
+    ['  signers: {one: {key: abc}}', /a public key in PEM/],
+    ['  minimum: {ci: 2027-02-30}', /there is no time 2027-02-30/],
+    ['  revoked: [debian-12]', /the digest of an image/],
+    ['  local: perhaps', /`allow` or `deny`/],
+    ['  attestations: [all]', /`provenance` or `sbom`/],
+    ['  scan: {fail-on: bad}', /`critical` or `high`/],
+    ['  max-ago: 3d', /max-ago/],
+  ];
+  for (const [image, message] of wrong)
+    assert.match(
+      problems(() => withImage(image)),
+      message,
+      image,
+    );
+});

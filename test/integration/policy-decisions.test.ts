@@ -13,6 +13,7 @@ import { onPath } from '../../src/host/policy-compiler.ts';
 import { type PolicyData, parsePolicyData } from '../../src/policy/data.ts';
 import type { AdmissionDecision } from '../../src/policy/decision.ts';
 import { loadWasmEngine, type PolicyEngine } from '../../src/policy/engine.ts';
+import type { ImageInput } from '../../src/policy/input.ts';
 import {
   ADMISSION_CASES,
   type AdmissionCase,
@@ -113,6 +114,24 @@ describe('the same table, on an OPA server', {
       const { decision, meta } = await client.decideEgress(one.input);
       assert.deepEqual(decision, (await engine.decideEgress(one.input)).decision, one.name);
       assert.equal(meta.error, undefined, one.name);
+    }
+  });
+  test('image: every answer is the same, word for word', async () => {
+    for (const made of [null, { how: 'built', at: 1 }] as const) {
+      const input: ImageInput = {
+        version: 1,
+        now: 60,
+        run: { job: 'job', trust: 'local' },
+        image: { name: 'ci', digest: 'sha256:1', made, base: [], lock: null, unlocked: true },
+        signatures: [],
+        attestations: [],
+        refusal: null,
+        scan: null,
+      };
+      const { decision, meta } = await client.decideImage(input);
+      assert.deepEqual(decision, (await engine.decideImage(input)).decision);
+      assert.equal(decision.allow, made !== null);
+      assert.equal(meta.error, undefined);
     }
   });
   test('admission: every answer is the same, word for word', async () => {
