@@ -38,6 +38,15 @@ import { testHome } from '../support/images.ts';
 
 const DEFINITION = 'version: 1\nsuite: bookworm\npackages: [busybox-static]\n';
 
+const TOOL = 'a tool';
+const BARE = `version: 1
+suite: bookworm
+distroless: true
+packages: [base-files, base-passwd]
+files:
+  /opt/tool/bin/tool: { from: tool, sha256: ${createHash('sha256').update(TOOL).digest('hex')}, executable: true }
+`;
+
 let skip: string | undefined;
 let directory: string;
 let definitions: string;
@@ -155,10 +164,10 @@ lockTest(
   },
 );
 
-/** Builds the image of the lock in `home` as user 54321, who has subordinate ids in a view of /etc of its own. */
-function buildAsUser(home: string): string {
+/** Builds an image from its lock in `home` as user 54321, who has subordinate ids in a view of /etc of its own. */
+function buildAsUser(home: string, name: string): string {
   const view = join(directory, 'etc');
-  mkdirSync(view);
+  mkdirSync(view, { recursive: true });
   const files: Readonly<Record<string, string>> = {
     passwd: `${readFileSync('/etc/passwd', 'utf8')}ct-builder:x:54321:54321::/nonexistent:/bin/sh\n`,
     group: `${readFileSync('/etc/group', 'utf8')}ct-builder:x:54321:\n`,
@@ -169,7 +178,7 @@ function buildAsUser(home: string): string {
   const script = `import { buildImage } from '${installRoot}/src/image/build.ts';
     const { digest } = await buildImage(JSON.parse(process.argv[1]));
     process.stdout.write(digest);`;
-  const { name, definitionDirs, guestAgentPath, probePath } = options;
+  const { definitionDirs, guestAgentPath, probePath } = options;
   const input = JSON.stringify({
     name,
     definitionDirs,
@@ -205,8 +214,52 @@ lockTest('root and a user without rights build the same image', async (t) => {
   chmodSync(directory, 0o755);
   execFileSync('chown', ['--recursive', '54321:54321', home]);
   chmodSync(home, 0o700);
-  assert.equal(buildAsUser(home), image.digest);
+  assert.equal(buildAsUser(home, 'tiny'), image.digest);
+
+  // One without a base system, and with a file of no package.
+  writeFileSync(join(definitions, 'tool'), TOOL);
+  writeFileSync(join(definitions, 'bare.yml'), BARE);
+  const bare = { ...options, name: 'bare' };
+  writeFileSync(join(definitions, 'bare.lock.json'), formatLock(await resolveLock(bare)));
+  const built = await buildImage({ ...bare, locked: true });
+  const { inventory } = built.manifest;
+  assert.ok(inventory);
+  const { files, packages } = await new ImageStore(options.ctHome).readInventory(inventory);
+  assert.deepEqual(
+    packages.map(({ name }) => name),
+    ['base-files', 'base-passwd'],
+  );
+  assert.deepEqual(
+    files.filter(({ type, mode }) => type === 'file' && (mode & 0o111) !== 0).map(({ path }) => path),
+    ['/opt/tool/bin/tool'],
+  );
+  const tool = files.find(({ path }) => path === '/opt/tool/bin/tool');
+  assert.equal(tool?.sha256, createHash('sha256').update(TOOL).digest('hex'));
+  assert.equal(tool?.owner, undefined);
+  cpSync(join(options.ctHome, 'cache/apt/archives'), join(home, 'cache/apt/archives'), { recursive: true });
+  execFileSync('chown', ['--recursive', '54321:54321', home]);
+  assert.equal(buildAsUser(home, 'bare'), built.digest);
 });
+
+lockTest(
+  'a file that would replace one of a package, or lead elsewhere by a link, ends the build',
+  async () => {
+    const bare = { ...options, name: 'bare' };
+    writeFileSync(join(definitions, 'tool'), TOOL);
+    for (const path of ['/etc/debian_version', '/bin/tool', '/var/lock/tool']) {
+      writeFileSync(join(definitions, 'bare.yml'), BARE.replace('/opt/tool/bin/tool', path));
+      await assert.rejects(buildImage(bare), {
+        code: 'IMAGE_BUILD_FAILED',
+        message: new RegExp(`cannot add ${path}: it is there, or it leads elsewhere`),
+      });
+    }
+    writeFileSync(join(definitions, 'tool'), 'another');
+    await assert.rejects(buildImage(bare), {
+      code: 'IMAGE_DEFINITION_INVALID',
+      message: /tool has the SHA-256 .* instead of/,
+    });
+  },
+);
 
 lockTest(
   'a version that is gone is IMAGE_LOCK_STALE when only the lock will do, and nothing is built',
