@@ -972,6 +972,30 @@ export const COMMANDS: readonly CommandSpec[] = [
     load: () => import('./commands/bench/egress.ts'),
   },
   {
+    name: 'bench audit',
+    summary: 'measure what the record of system calls costs',
+    description: [
+      'Lets two guests take turns, of which one has a tracer: a C compile, `git status` and `find` over 20,000 files, each timed in the guest. Then it measures how old events are when they come to the host. Prints the ratios, system calls per second, bytes on disk and memory.',
+      'With --json: one document; docs/benchmarks.md describes it.',
+    ],
+    options: [
+      {
+        name: 'runs',
+        short: 'n',
+        value: 'RUNS',
+        help: 'samples in each guest; 10 if absent, and one more that is not counted',
+      },
+      {
+        name: 'image',
+        value: 'IMAGE',
+        help: 'image to run in, with bash, gcc, make, git and find; debian-12 if absent',
+      },
+      JSON_OPTION,
+    ],
+    examples: [{ command: 'ct bench audit', what: 'as a table, with budgets' }],
+    load: () => import('./commands/bench/audit.ts'),
+  },
+  {
     name: 'bench jobs',
     summary: 'run many jobs, and look for anything that is left of them',
     description: [

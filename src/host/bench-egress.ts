@@ -4,7 +4,7 @@
  */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { cpus as hostCpus, loadavg } from 'node:os';
 import { join } from 'node:path';
 import { CtError } from '../core/errors.ts';
@@ -15,6 +15,7 @@ import type { Accelerator, JobRequest } from '../protocol/run.ts';
 import { openRawPort, type RawPort } from './bench-egress-raw.ts';
 import { startBenchServer } from './bench-egress-server.ts';
 import { type BenchHome, openBenchHome } from './bench-home.ts';
+import { linkPid, privateKib } from './bench-link.ts';
 import { measurePolicy, type PolicyFigures } from './bench-policy.ts';
 import { type Distribution, distribution } from './distribution.ts';
 
@@ -335,31 +336,4 @@ function rates(milliseconds: readonly number[]): Distribution {
 
 function rounded(value: number): number {
   return Math.round(value * 100) / 100;
-}
-
-/** proc_pid_smaps_rollup(5). */
-function privateKib(pid: number): number {
-  const text = readFileSync(`/proc/${pid}/smaps_rollup`, 'utf8');
-  return Number(/^Private_Dirty:\s+(\d+) kB$/m.exec(text)?.[1] ?? Number.NaN);
-}
-
-/** The link process at work: of the daemon's, the one with the most memory; the others wait for a VM or a job. */
-function linkPid(daemonPid: number): number {
-  const children = readdirSync('/proc')
-    .filter((name) => /^\d+$/.test(name))
-    .map(Number)
-    .filter((pid) => isLinkOf(pid, daemonPid));
-  const [largest] = children.sort((a, b) => privateKib(b) - privateKib(a));
-  if (largest === undefined) throw new CtError('INTERNAL', 'there is no link process');
-  return largest;
-}
-
-function isLinkOf(pid: number, daemonPid: number): boolean {
-  try {
-    const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
-    const parent = Number(stat.slice(stat.lastIndexOf(')') + 2).split(' ')[1]);
-    return parent === daemonPid && readFileSync(`/proc/${pid}/cmdline`, 'latin1').includes('link-process');
-  } catch {
-    return false; // it ended
-  }
 }

@@ -18,8 +18,8 @@ export interface BenchHome extends AsyncDisposable {
 }
 
 /**
- * Makes the home in `directory`, which is private and empty, and starts its daemon. Jobs there may reach `name` at a loopback
- * address, on every port, and nothing else. Disposal ends the daemon; the files are the caller's to remove.
+ * Makes the home in `directory`, which is private and has at most images, and starts its daemon. Jobs there may reach `name` at a
+ * loopback address, on every port, and nothing else. Disposal ends the daemon; the files are the caller's to remove.
  */
 export async function openBenchHome(options: {
   readonly directory: string;
@@ -29,7 +29,8 @@ export async function openBenchHome(options: {
 }): Promise<BenchHome> {
   const { directory, imagesOf, name, signal } = options;
   for (const part of IMAGE_DIRECTORIES) {
-    if (existsSync(join(imagesOf, part))) symlinkSync(join(imagesOf, part), join(directory, part));
+    if (existsSync(join(imagesOf, part)) && !existsSync(join(directory, part)))
+      symlinkSync(join(imagesOf, part), join(directory, part));
   }
   if (existsSync(join(imagesOf, VERDICT))) copyFileSync(join(imagesOf, VERDICT), join(directory, VERDICT));
   mkdirSync(join(directory, 'policy'), { mode: 0o700 });

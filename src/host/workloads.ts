@@ -18,7 +18,8 @@ export const NPM_PROJECT: string = join(installRoot, 'examples/node');
 /** In the tree of every workload. */
 export const WORKLOAD_SCRIPT = 'workload.sh';
 
-const C_FILES = 20;
+/** Of the project that `compile` makes. */
+export const C_FILES = 20;
 const FUNCTIONS_PER_FILE = 12;
 const REPOSITORY_FILES = 200;
 const COMMITS = 30;

@@ -113,6 +113,103 @@ test('every system call of a program is counted, as often as the program makes i
   assert.deepEqual(failed?.args.slice(2), [1n, 2997n, failed?.args[4]]);
 });
 
+/** `strace -c -f`: counts what a program and all that it starts call, as ptrace(2) sees it, and names the threads. */
+const TRACER = `
+#define _GNU_SOURCE
+#include <errno.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <sys/ptrace.h>
+#include <sys/wait.h>
+#include <unistd.h>
+struct info { uint8_t op; uint8_t pad[3]; uint32_t arch; uint64_t ip, sp, nr, rest[8]; };
+static unsigned long counts[512];
+static char known[1 << 22];
+int main(int count, char **arguments) {
+  int status;
+  pid_t first = fork();
+  if (first == 0) {
+    ptrace(PTRACE_TRACEME, 0, 0, 0);
+    raise(SIGSTOP);
+    execvp(arguments[1], arguments + 1);
+    _exit(99);
+  }
+  waitpid(first, &status, 0);
+  long options = PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK | PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC;
+  if (ptrace(PTRACE_SETOPTIONS, first, 0, options)) return 98;
+  known[first] = 1;
+  printf("thread %d\\n", first);
+  ptrace(PTRACE_SYSCALL, first, 0, 0);
+  for (pid_t thread; (thread = waitpid(-1, &status, __WALL)) > 0;) {
+    long deliver = 0;
+    if (!WIFSTOPPED(status)) continue;
+    int signal = WSTOPSIG(status);
+    if (!known[thread]) {
+      known[thread] = 1;
+      printf("thread %d\\n", thread);
+      if (signal != SIGSTOP) deliver = signal;
+    } else if (signal == (SIGTRAP | 0x80)) {
+      struct info info;
+      if (ptrace(0x420e /* PTRACE_GET_SYSCALL_INFO */, thread, sizeof info, &info) <= 0) return 97;
+      if (info.op == 1 && info.nr < 512) counts[info.nr]++;
+    } else if (signal != SIGTRAP) {
+      deliver = signal;
+    }
+    ptrace(PTRACE_SYSCALL, thread, 0, deliver);
+  }
+  if (errno != ECHILD) return 96;
+  for (int number = 0; number < 512; number++)
+    if (counts[number]) printf("calls %d %lu\\n", number, counts[number]);
+  return 0;
+}`;
+
+test('the record counts each system call as often as ptrace(2) does, threads, signals and children included', {
+  timeout: 90_000,
+}, async () => {
+  await using guest = await clone();
+  const host = await open(guest);
+  await compile(guest, 'tracer', TRACER);
+  await compile(guest, 'counted', COUNTED);
+  const { out, err, result } = await guest.sh('', {
+    argv: [
+      './tracer',
+      'sh',
+      '-c',
+      './counted 300; seq 200 | sort -r | head -3 > out; trap : USR1; kill -USR1 $$; (exit 3); cat nowhere 2> out; ls -l /usr/bin > out',
+    ],
+  });
+  assert.deepEqual(result, { kind: 'exited', code: 0, oomKilled: false }, err);
+  await host.caughtUp();
+  const numbers = (pattern: RegExp): number[][] =>
+    [...out.matchAll(pattern)].map(([, ...values]) => values.map(Number));
+  const traced = new Map(numbers(/^calls (\d+) (\d+)$/gm) as [number, number][]);
+  const threads = new Set(numbers(/^thread (\d+)$/gm).flat());
+  assert.ok(threads.size > 8 && traced.size > 20, out);
+
+  // Of the first thread everything from its exec on: what it does before is not traced.
+  const [firstThread] = threads;
+  const calls = host.calls
+    .filter(({ thread }) => threads.has(thread))
+    .sort((a, b) => Number(a.timeNs - b.timeNs));
+  const exec = calls.find(
+    ({ thread, number, isAtEntry }) => thread === firstThread && number === 59 && isAtEntry,
+  );
+  assert.ok(exec);
+  const recorded = new Map<number, number>();
+  for (const { thread, number, isAtEntry, result, timeNs } of calls) {
+    if (thread === firstThread && timeNs < exec.timeNs) continue;
+    // These do not return: rt_sigreturn, exit, exit_group. All others are counted when they do.
+    if (isAtEntry !== [15, 60, 231].includes(number)) continue;
+    // rt_sigreturn returns to where no call was made; clone, fork, vfork and clone3 return in the new thread, too.
+    if (number === 0xffff || (result === 0n && [56, 57, 58, 435].includes(number))) continue;
+    recorded.set(number, (recorded.get(number) ?? 0) + 1);
+  }
+  const sorted = (counts: ReadonlyMap<number, number>): [number, number][] =>
+    [...counts].sort(([a], [b]) => a - b);
+  assert.deepEqual(sorted(recorded), sorted(traced));
+});
+
 test('sixth arguments, calls of the 32-bit ABI, and calls that seccomp refuses are on record', async () => {
   await using guest = await clone();
   const host = await open(guest);

@@ -64,7 +64,16 @@ export interface TestVmm extends AsyncDisposable {
 /** A template of `debian-12`, or of another stored image, and clones of it, whose guest bytes are parsed in the test's own process. */
 export async function makeVmm(
   options: Partial<MachineShape> = {},
-  { volumeDirectory, cgroups }: { readonly volumeDirectory?: string; readonly cgroups?: CgroupTree } = {},
+  {
+    volumeDirectory,
+    cgroups,
+    init,
+  }: {
+    readonly volumeDirectory?: string;
+    readonly cgroups?: CgroupTree;
+    /** Path of another guest agent. */
+    readonly init?: string;
+  } = {},
 ): Promise<TestVmm> {
   const cleanup = new AsyncDisposableStack();
   try {
@@ -83,7 +92,10 @@ export async function makeVmm(
       initramfsPath,
       Buffer.concat([
         readFileSync(await store.checkedBlobPath(manifest.initramfs)),
-        encodeCpio([{ name: 'volume.blocks', mode: 0o100400, data: blocks }]),
+        encodeCpio([
+          { name: 'volume.blocks', mode: 0o100400, data: blocks },
+          ...(init === undefined ? [] : [{ name: 'init', mode: 0o100500, data: readFileSync(init) }]),
+        ]),
       ]),
     );
     chmodSync(initramfsPath, 0o444); // the VMM is another user
