@@ -4,6 +4,8 @@
  */
 #include "tracing.h"
 
+#include "code.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,7 +22,7 @@ static unsigned cpus(void)
 /* As much as the other has, so that the job has the same memory. */
 uint64_t tracing_memory_bytes(void)
 {
-	return cpus() * sizeof(struct audit_ring) + AUDIT_EVENTS_BYTES + 2 * 1024 * 1024;
+	return cpus() * sizeof(struct audit_ring) + AUDIT_EVENTS_BYTES + CODE_LABEL_BUCKETS_BYTES + 2 * 1024 * 1024;
 }
 
 static void *zeros(size_t bytes)
@@ -49,13 +51,20 @@ void tracing_start(int job_fd, int root_fd, uint64_t root_device, int switch_fd,
 	empty_queue(&helper->events);
 	empty_queue(&helper->doorbell);
 	helper->doorbell_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (helper->doorbell_fd < 0)
+	helper->flush_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (helper->doorbell_fd < 0 || helper->flush_fd < 0)
 		fatal("cannot make a doorbell");
 }
 
 void tracing_forget(const struct audit_options *helper)
 {
 	(void)helper;
+}
+
+struct code_settings *tracing_code(void)
+{
+	static struct code_settings code;
+	return &code;
 }
 
 void tracing_position(char *text, size_t size)

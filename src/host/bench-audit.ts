@@ -223,6 +223,7 @@ class Guest implements AsyncDisposable {
       signal: AbortSignal.any([signal, stop.signal]),
     });
     const ended = running.then((result) => {
+      signal.throwIfAborted();
       throw failed(result.error?.message ?? output.text().trim());
     });
     await Promise.race([ready.promise, ended]);

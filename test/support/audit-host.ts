@@ -25,7 +25,13 @@ export class AuditHost {
   /** Calls at their exit, of the 64-bit ABI. */
   readonly callsByNumber = new Map<number, number>();
   /** When frames came, milliseconds of `performance.now`. */
-  readonly arrivals: { readonly type: number; readonly atMs: number }[] = [];
+  readonly arrivals: {
+    readonly type: number;
+    readonly atMs: number;
+    /** Of its first and last record, by the guest's clock. */
+    readonly firstNs: number;
+    readonly lastNs: number;
+  }[] = [];
   failure: unknown;
   readonly #parser: FrameParser;
   readonly #guest: TestGuest;
@@ -76,8 +82,8 @@ export class AuditHost {
     return this.processes.filter((event) => event.kind === kind) as Extract<ProcessEvent, { kind: Kind }>[];
   }
 
-  #take({ bytes, type, cpu, first, records }: ParsedFrame): void {
-    this.arrivals.push({ type, atMs: performance.now() });
+  #take({ bytes, type, cpu, first, records, firstNs, lastNs }: ParsedFrame): void {
+    this.arrivals.push({ type, atMs: performance.now(), firstNs, lastNs });
     const payload = bytes.subarray(AUDIT_FRAME_BYTES);
     if (type === AuditFrame.processes) {
       this.processes.push(...decodeProcesses(Buffer.from(payload), { first, records }));

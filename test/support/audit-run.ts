@@ -99,11 +99,17 @@ export function execBody(binary: string, args: readonly string[], options: ExecO
 }
 
 /** `address` in the order of the wire, 4 or 16 bytes. */
-export function connectBody(family: number, address: Uint8Array, port: number, result = 0): Buffer {
+export function connectBody(
+  family: number,
+  address: Uint8Array,
+  port: number,
+  result = 0,
+  protocol = 6,
+): Buffer {
   const body = Buffer.alloc(28);
   body.writeUInt16LE(family, 0);
   body.writeUInt16LE(port, 2);
-  body.writeUInt8(6, 4);
+  body.writeUInt8(protocol, 4);
   body.set(address, 8);
   body.writeInt32LE(result, 24);
   return body;
@@ -169,10 +175,10 @@ export class Actor implements ProcessKey {
   }
 
   /** Also the system call, on descriptor `fd`. */
-  connect(address: string, port: number, { fd = 3, result = 0 } = {}): this {
+  connect(address: string, port: number, { fd = 3, result = 0, protocol = 6 } = {}): this {
     const isIpv6 = address.includes(':');
     const bytes = isIpv6 ? ipv6Bytes(address) : Uint8Array.from(address.split('.'), Number);
-    this.#record(ProcessRecord.connect, connectBody(isIpv6 ? 10 : 2, bytes, port, result));
+    this.#record(ProcessRecord.connect, connectBody(isIpv6 ? 10 : 2, bytes, port, result, protocol));
     return this.call('connect', [BigInt(fd)], BigInt(result));
   }
 

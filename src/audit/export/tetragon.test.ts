@@ -8,7 +8,8 @@ import {
   SyntheticRun,
 } from '../../../test/support/audit-run.ts';
 import { schemaProblems } from '../../../test/support/tetragon-schema.ts';
-import { SyscallFlag } from '../../protocol/audit.ts';
+import { DeniedWhat, FileWhat, SyscallFlag } from '../../protocol/audit.ts';
+import type { DeniedName, FileName } from '../records.ts';
 import { TetragonLines } from './tetragon.ts';
 
 type Fields = Readonly<Record<string, unknown>>;
@@ -50,20 +51,13 @@ function everything(): SyntheticRun {
   npmCi(run);
   reverseShell(run);
   const shell = run.step('odd');
-  for (const what of [
-    'exec',
-    'library',
-    'mprotect',
-    'script',
-    'socket',
-    'ptrace',
-    'bpf',
-    'sysctl',
-  ] as const) {
+  // All that there are: one that is added has to be thought of.
+  for (const what of Object.keys(DeniedWhat) as DeniedName[]) {
     shell.denied(what, what === 'bpf' ? '' : '/tmp/x', what === 'exec' ? 'cd'.repeat(32) : '');
   }
-  for (const what of ['read', 'write', 'unlink', 'rename', 'setuid'] as const) {
-    shell.file(what, '/etc/x', 0o4755);
+  for (const what of Object.keys(FileWhat) as FileName[]) shell.file(what, '/etc/x', 0o4755);
+  for (const address of ['192.0.2.1', '2001:db8::1']) {
+    for (const protocol of [6, 17]) shell.connect(address, 443, { protocol });
   }
   shell.call('mmap', [0n, 4096n, 3n, 34n, 2n ** 64n - 1n, 5n], -12n);
   shell.call('getpid', [], 9n, 77_777);
