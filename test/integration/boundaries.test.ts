@@ -33,6 +33,7 @@ const HOST_DOORS = [
   'host/bench-start.ts',
   'host/bench-jobs.ts',
   'host/bench-egress.ts',
+  'host/bench-audit.ts',
   'host/bench-workload.ts',
   'host/policy-compiler.ts',
   'host/policy-source.ts',
