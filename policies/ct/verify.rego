@@ -49,15 +49,6 @@ told contains [rank, denial.rule, denial.message, denial] if {
 	rank := object.get(ranks, denial.rule, 0)
 }
 
-ranks := {
-	"ct.verify.commit": 1,
-	"ct.verify.commit_claimed": 2,
-	"ct.verify.tree": 3,
-	"ct.verify.scripts": 4,
-	"ct.verify.cover": 5,
-	"ct.verify.dependencies": 6,
-}
-
 with_code(reason) := object.union(lib.denial_of(reason, "ct.verify.deny"), {"code": reason.code}) if {
 	is_object(reason)
 	is_string(reason.code)
@@ -398,3 +389,13 @@ names(signers) := concat(", ", sort({text |
 }))
 
 short(id) := substring(id, 0, 12)
+
+# In which order denials are told.
+ranks := {
+	"ct.verify.commit": 1,
+	"ct.verify.commit_claimed": 2,
+	"ct.verify.tree": 3,
+	"ct.verify.scripts": 4,
+	"ct.verify.cover": 5,
+	"ct.verify.dependencies": 6,
+}

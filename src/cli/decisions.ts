@@ -14,11 +14,13 @@ import {
 import { type Finding, parseFindings } from '../policy/detection.ts';
 import type { AdmissionInput, EgressInput, ImageInput } from '../policy/input.ts';
 import type { Observation } from '../policy/learn.ts';
+import { parseVerifyDecision, type VerifyDecision } from '../policy/verify.ts';
 
 export interface DecisionLogView {
   readonly egress: readonly EgressEntry[];
   readonly admission: readonly AdmissionEntry[];
   readonly images: readonly ImageEntry[];
+  readonly verifications: readonly VerifyEntry[];
   readonly code: readonly CodeEntry[];
   /** Digests of the policies that decided: one, unless the policy changed meanwhile. */
   readonly revisions: readonly string[];
@@ -48,6 +50,11 @@ export interface ImageEntry extends Entry {
   readonly decision: ImageDecision;
 }
 
+/** Whether what the job consists of is vouched for. */
+export interface VerifyEntry extends Entry {
+  readonly decision: VerifyDecision;
+}
+
 /** What was said of code that the job ran, or was to run. */
 export interface CodeEntry extends Entry {
   readonly finding: Finding;
@@ -71,6 +78,7 @@ export function readDecisions(lines: readonly unknown[]): DecisionLogView {
   const egress: EgressEntry[] = [];
   const admission: AdmissionEntry[] = [];
   const images: ImageEntry[] = [];
+  const verifications: VerifyEntry[] = [];
   const code: CodeEntry[] = [];
   const revisions = new Set<string>();
   let isFull = false;
@@ -96,6 +104,9 @@ export function readDecisions(lines: readonly unknown[]): DecisionLogView {
     } else if (path === 'ct/image/decision') {
       const decision = parseImageDecision(result);
       if (decision) images.push({ id, time, input: input as unknown as ImageInput, decision });
+    } else if (path === 'ct/verify/decision') {
+      const decision = parseVerifyDecision(result);
+      if (decision) verifications.push({ id, time, decision });
     } else if (path === 'ct/detect/decision' && Array.isArray(input['events'])) {
       const [finding] = parseFindings(result, input['events'].length) ?? [];
       if (finding) code.push({ id, time, finding });
@@ -105,6 +116,7 @@ export function readDecisions(lines: readonly unknown[]): DecisionLogView {
     egress: egress.map((entry) => ({ ...entry, count: counts.get(entry.id) ?? 1 })),
     admission,
     images,
+    verifications,
     code,
     revisions: [...revisions],
     isFull,
@@ -112,8 +124,8 @@ export function readDecisions(lines: readonly unknown[]): DecisionLogView {
 }
 
 /** In the order in which they came. */
-export function refusalsOf({ egress, admission, images, code }: DecisionLogView): Refusal[] {
-  const refused = [...admission, ...images].flatMap(({ id, time, decision }) =>
+export function refusalsOf({ egress, admission, images, verifications, code }: DecisionLogView): Refusal[] {
+  const refused = [...admission, ...images, ...verifications].flatMap(({ id, time, decision }) =>
     decision.denials.map((denial): Refusal => ({ id, time, action: 'denied', count: 1, denial })),
   );
   const words = { allow: 'recorded', deny: 'denied', terminate: 'terminated' } as const;

@@ -1,6 +1,7 @@
 /** The daemon's API on its unix socket, as both ends know it. */
 import type { ErrorReport } from '../core/errors.ts';
 import type { AdmissionDecision } from '../policy/decision.ts';
+import type { VerifyDecision } from '../policy/verify.ts';
 import type { AuditMode } from '../protocol/audit.ts';
 import type { NetworkMode } from '../protocol/network.ts';
 import type {
@@ -167,6 +168,8 @@ export interface PolicyCheck {
   readonly decision: AdmissionDecision;
   /** What the presets that it names stand for on this host. */
   readonly presets: readonly ResolvedPreset[];
+  /** What has to be signed, by the job's own word or policy's; absent: nothing. */
+  readonly verify?: VerifyDecision['demands'];
 }
 
 export interface RetentionResult {

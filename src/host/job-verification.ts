@@ -49,21 +49,15 @@ export interface VerifiedJob {
  */
 export async function verifyJob(options: VerificationOptions): Promise<VerifiedJob | undefined> {
   const { request, run, policy } = options;
-  const { commit = false, scripts = [], dependencies } = request.verify ?? {};
-  const input: VerifyInput = {
-    version: 1,
-    run,
-    ask: { commit, scripts, dependencies: dependencies?.level ?? 'none' },
-    evidence: null,
-  };
+  const input = firstQuestion(request, run);
   const asked = await policy.engine.decideVerify(input);
   if (!asked.decision.allow) {
     options.record(input, asked);
     throw refusal(asked.decision);
   }
   const { demands } = asked.decision;
-  if (!demands.commit && demands.scripts.length === 0 && demands.dependencies === 'none') return undefined;
-  const locks = dependencies?.locks;
+  if (isNothing(demands)) return undefined;
+  const locks = request.verify?.dependencies?.locks;
   const evidence = await options.askClient({ ...demands, ...(locks === undefined ? {} : { locks }) });
   const gathered = await gather(evidence, { ...options, demands, locks, now: new Date() });
   const answered = { ...input, evidence: gathered.facts };
@@ -75,6 +69,26 @@ export async function verifyJob(options: VerificationOptions): Promise<VerifiedJ
     digests: gathered.digests(),
     facts: inWords(gathered.facts, demands),
   };
+}
+
+/** What would be demanded of a job; undefined: nothing, or policy does not say. */
+export async function demandsOf(
+  request: JobRequest,
+  run: RunFacts,
+  { engine }: CurrentPolicy,
+): Promise<VerifyDecision['demands'] | undefined> {
+  const { demands } = (await engine.decideVerify(firstQuestion(request, run))).decision;
+  return isNothing(demands) ? undefined : demands;
+}
+
+function firstQuestion({ verify }: JobRequest, run: RunFacts): VerifyInput {
+  const { commit = false, scripts = [], dependencies } = verify ?? {};
+  const ask = { commit, scripts, dependencies: dependencies?.level ?? 'none' };
+  return { version: 1, run, ask, evidence: null };
+}
+
+function isNothing({ commit, scripts, dependencies }: VerifyDecision['demands']): boolean {
+  return !commit && scripts.length === 0 && dependencies === 'none';
 }
 
 function refusal({ denials }: VerifyDecision): CtError {
@@ -269,7 +283,7 @@ export function verificationAlert(
     time: now.toISOString(),
     severity: 'high',
     title: error.message,
-    rule: `ct.verify.${error.code.toLowerCase()}`,
+    rule: `ct.verify.${error.code.toLowerCase().replace(/^verify_/, '')}`,
     action: 'terminated',
     run: alertRun(run),
     evidence: { file: evidence, id: run.id },

@@ -7,6 +7,7 @@ import { parseJobRequest } from '../protocol/parse-job-request.ts';
 import { type AdmissionOptions, type Applicant, consider } from './admission.ts';
 import { API_POLICY, API_POLICY_CHECK, type PolicyCheck, type PolicyInfo } from './api.ts';
 import type { ImageGate } from './image-gate.ts';
+import { demandsOf } from './job-verification.ts';
 import type { Machines } from './machines.ts';
 import { type Answer, errorAnswer } from './runs-api.ts';
 
@@ -56,11 +57,13 @@ async function check(value: unknown, applicant: Applicant, options: PolicyApiOpt
   const name = isDigest ? await options.machines.imageName(image) : String(image ?? '').slice(0, 300);
   const asked = { name, digest: isDigest ? image : NO_DIGEST };
   const { policy, input, decided, presets } = await consider(request, asked, applicant, options);
+  const verify = await demandsOf(request, input.run, policy);
   const verdict = isDigest ? await options.imageGate.judge(image, input.run, policy) : undefined;
   return {
     revision: policy.engine.revision,
     decision: withImage(decided.decision, verdict?.decided.decision),
     presets: presets.map(({ shown }) => shown),
+    ...(verify && { verify }),
   };
 }
 

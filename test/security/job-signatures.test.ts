@@ -376,7 +376,7 @@ describe('a signed commit', () => {
       project.git('config', `filter.evil.${part}`, `touch ${marker}; cat`);
     project.git('config', 'filter.evil.required', 'true');
     project.write('.git/info/attributes', '* filter=evil\n');
-    project.write('src/main.c', 'int other;\n');
+    project.write('src/main.c', 'int evil;\n');
     await refused('VERIFY_TREE_DIRTY');
     assert.ok(!existsSync(marker), 'a program of the repository ran');
     assert.throws(() => project.git('-c', 'core.fsmonitor=false', 'status'));

@@ -31,7 +31,10 @@ export interface CheckedJob extends PolicyCheck {
 
 const ORIGINS = { source: 'the working tree', built: 'what steps without network write' } as const;
 
-export function checkedJobText({ name, decision, denials, presets }: CheckedJob, style: Style): string {
+export function checkedJobText(
+  { name, decision, denials, presets, verify }: CheckedJob,
+  style: Style,
+): string {
   const { allow, network } = decision;
   const title = style.bold(oneLine(name));
   if (!allow) {
@@ -61,13 +64,25 @@ export function checkedJobText({ name, decision, denials, presets }: CheckedJob,
     code === undefined || code.mode === 'off'
       ? ''
       : `  code: ${code.mode}; trusted are the image, what is signed${code.trust.map((origin) => `, ${ORIGINS[origin]}`).join('')}\n`;
-  return `${title}: ${style.green('allowed')}; network: ${network.mode}\n${resolved.join('')}${grants}${judged}`;
+  return `${title}: ${style.green('allowed')}; network: ${network.mode}\n${resolved.join('')}${grants}${judged}${demanded(verify)}`;
+}
+
+function demanded(verify: CheckedJob['verify']): string {
+  if (verify === undefined) return '';
+  const { commit, scripts, dependencies } = verify;
+  const what = [
+    ...(commit ? ['its commit'] : []),
+    ...scripts,
+    ...(dependencies === 'none' ? [] : [`dependencies (${dependencies})`]),
+  ];
+  return `  has to be vouched for: ${oneLine(what.join(', '))}\n`;
 }
 
 /** The document of `ct policy check --json` has these. */
-export function checkedJobJson({ name, image, decision, denials, presets }: CheckedJob): unknown {
+export function checkedJobJson({ name, image, decision, denials, presets, verify }: CheckedJob): unknown {
   const { allow, network, code = null } = decision;
-  return { name, image, allowed: allow, denials, network: allow ? network : null, code, presets };
+  const given = { network: allow ? network : null, code, presets, verify: verify ?? null };
+  return { name, image, allowed: allow, denials, ...given };
 }
 
 /** One paragraph for each refusal; those that say the same of the same step (A and AAAA of a name) are one. */
