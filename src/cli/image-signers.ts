@@ -2,8 +2,9 @@
 import { readFileSync } from 'node:fs';
 import { CtError, messageOf } from '../core/errors.ts';
 import type { AcceptedSigners } from '../image/verify.ts';
-import { loadTrust, type Trust } from '../verification/trust.ts';
-import type { SignerPolicy, VerifiedSigner } from '../verification/verify.ts';
+import { signerPolicy } from '../verification/signer-policy.ts';
+import { loadTrust } from '../verification/trust.ts';
+import type { VerifiedSigner } from '../verification/verify.ts';
 import type { ParsedOptions } from './command.ts';
 
 /** Undefined if nothing is said about signers. Throws USAGE, TRUST_INVALID. */
@@ -25,33 +26,15 @@ export function acceptedSigners(parsed: ParsedOptions): AcceptedSigners | undefi
     ...(rootPath === undefined ? {} : { trustedRoot: readInput(rootPath) }),
     keys,
   });
-  const policy: SignerPolicy = {
-    ...(keys.length === 0
-      ? {}
-      : { keys: { names: keys.map(({ name }) => name), logs: 0, timestampAuthorities: 0 } }),
-    ...(identities.length === 0
-      ? {}
-      : {
-          keyless: {
-            ...evidence(trust),
-            identities: identities.map((subject) => ({
-              issuer: issuer ?? '',
-              subject: subject.includes('*') ? { pattern: subject } : subject,
-            })),
-          },
-        }),
-  };
+  const policy = signerPolicy(
+    trust,
+    keys.map(({ name }) => name),
+    identities.map((subject) => ({
+      issuer: issuer ?? '',
+      subject: subject.includes('*') ? { pattern: subject } : subject,
+    })),
+  );
   return { trust, policy };
-}
-
-/** What the instance offers is demanded: a log, or a timestamp where it has no log, and a certificate log. */
-function evidence({ root }: Trust): { logs: number; timestampAuthorities: number; certificateLogs: number } {
-  const logs = (root?.tlogs.length ?? 0) > 0 ? 1 : 0;
-  return {
-    logs,
-    timestampAuthorities: logs === 0 ? 1 : 0,
-    certificateLogs: (root?.ctlogs.length ?? 0) > 0 ? 1 : 0,
-  };
 }
 
 export function describeSigner({ signer, signedAt }: VerifiedSigner): string {

@@ -9,8 +9,9 @@ import { CtError } from '../core/errors.ts';
 import type { ImageSigner } from '../policy/image-rules.ts';
 import type { ImageInput, ImageSignature } from '../policy/input.ts';
 import { compileIdentity } from '../verification/identity.ts';
+import { signerPolicy } from '../verification/signer-policy.ts';
 import type { Trust } from '../verification/trust.ts';
-import type { SignerPolicy, VerifiedSigner } from '../verification/verify.ts';
+import type { VerifiedSigner } from '../verification/verify.ts';
 import { attestationsOf } from './attestations.ts';
 import { blobsOf, type ImageManifest } from './manifest.ts';
 import { latestResult, resultsState, scanFacts } from './scan/result.ts';
@@ -120,7 +121,9 @@ export class ImageEvidence {
     }
     const trust = await this.#loadTrust(signers);
     const { verifyAnyBundle, verifyBundle } = await import('../verification/verify.ts');
-    const policy = signerPolicy(signers.signers, trust);
+    const keyNames = signers.signers.flatMap((signer) => (signer.kind === 'key' ? [signer.name] : []));
+    const identities = signers.signers.flatMap((signer) => (signer.kind === 'identity' ? [signer] : []));
+    const policy = signerPolicy(trust, keyNames, identities);
     const proved = (predicateType: string): VerifiedSigner[] =>
       bundles.flatMap((bundle) => {
         const expected = { kind: 'statement', digest, predicateType } as const;
@@ -180,26 +183,6 @@ export class ImageEvidence {
 
 function unsigned(code: string, message: string): SignatureFacts {
   return { signatures: [], attestations: [], refusal: { code, message } };
-}
-
-/** What the instance offers is demanded: a log, or a timestamp where it has no log, and a certificate log. */
-function signerPolicy(signers: readonly ImageSigner[], { root }: Trust): SignerPolicy {
-  const keys = signers.flatMap((signer) => (signer.kind === 'key' ? [signer.name] : []));
-  const identities = signers.flatMap((signer) => (signer.kind === 'identity' ? [signer] : []));
-  const logs = (root?.tlogs.length ?? 0) > 0 ? 1 : 0;
-  return {
-    ...(keys.length === 0 ? {} : { keys: { names: keys, logs: 0, timestampAuthorities: 0 } }),
-    ...(identities.length === 0
-      ? {}
-      : {
-          keyless: {
-            identities,
-            logs,
-            timestampAuthorities: logs === 0 ? 1 : 0,
-            certificateLogs: (root?.ctlogs.length ?? 0) > 0 ? 1 : 0,
-          },
-        }),
-  };
 }
 
 /** A signature may be one of several signers of policy: patterns of identities overlap. */

@@ -5,6 +5,7 @@ import type { JobTrustData } from '../policy/verify-rules.ts';
 import { type AllowedSigner, parseAllowedSigners } from './allowed-signers.ts';
 import { parseRegistryKeys, type RegistryKey } from './dependencies/registry-keys.ts';
 import { type AcceptedIdentity, isAccepted } from './identity.ts';
+import { signerPolicy } from './signer-policy.ts';
 import { loadTrust, type Trust } from './trust.ts';
 import type { SignerPolicy, VerifiedSigner } from './verify.ts';
 
@@ -41,8 +42,9 @@ export function loadJobTrust(data: JobTrustData, readFile: (name: string) => Buf
   const root = trustedRoot === undefined ? undefined : read(trustedRoot);
   const some = keys.length + identities.length > 0;
   const trust = some ? loadTrust({ ...(root === undefined ? {} : { trustedRoot: root }), keys }) : undefined;
+  const names = keys.map(({ name }) => name);
   return {
-    bundles: trust && { trust, policy: policyOf(trust, keys, identities) },
+    bundles: trust && { trust, policy: signerPolicy(trust, names, identities) },
     identities,
     ssh,
     registryKeys: npmKeys === undefined ? new Map() : parseRegistryKeys(read(npmKeys), npmKeys),
@@ -62,22 +64,4 @@ export function signerFacts({ signer }: VerifiedSigner, { identities }: JobTrust
   return identities
     .filter((identity) => isAccepted(signer, [identity]))
     .map(({ name }) => ({ signer: name, who: signer.subject }));
-}
-
-/** What the instance offers is demanded: a log, or a timestamp where it has none, and a certificate log. */
-function policyOf(
-  { root }: Trust,
-  keys: readonly { readonly name: string }[],
-  identities: readonly AcceptedIdentity[],
-): SignerPolicy {
-  const logs = (root?.tlogs.length ?? 0) > 0 ? 1 : 0;
-  const certificateLogs = (root?.ctlogs.length ?? 0) > 0 ? 1 : 0;
-  return {
-    ...(keys.length === 0
-      ? {}
-      : { keys: { names: keys.map(({ name }) => name), logs: 0, timestampAuthorities: 0 } }),
-    ...(identities.length === 0
-      ? {}
-      : { keyless: { identities, logs, timestampAuthorities: 1 - logs, certificateLogs } }),
-  };
 }
