@@ -38,7 +38,9 @@ after(async () => {
 function setPolicy(image: string): void {
   const shipped = readFileSync(join(installRoot, 'policies/default.yml'), 'utf8');
   mkdirSync(join(ctHome, 'policy'), { recursive: true, mode: 0o700 });
-  writeFileSync(join(ctHome, 'policy/data.yml'), `${shipped}\nimage:\n${image}\n`, { mode: 0o600 });
+  const data = shipped.replace(/^image:\n( .*\n)+/m, `image:\n${image}\n`);
+  assert.notEqual(data, shipped);
+  writeFileSync(join(ctHome, 'policy/data.yml'), data, { mode: 0o600 });
 }
 
 const ct = (...args: readonly string[]) => runCt(args, { cwd: tree, env: { CT_HOME: ctHome } });
