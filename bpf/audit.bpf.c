@@ -336,6 +336,7 @@ static __always_inline int record_connect(struct socket *sock, void *address, in
 {
 	struct connect_record *record;
 	__u16 family = 0;
+	int is_inside;
 
 	if (!in_job())
 		return 0;
@@ -357,7 +358,11 @@ static __always_inline int record_connect(struct socket *sock, void *address, in
 		bpf_probe_read_kernel(record->address, 16, address + 8);
 	record->protocol = sock->sk->sk_protocol;
 	record->result = result;
+	is_inside = family == AF_INET && *(__u8 *)record->address == 127;
 	submit(record);
+	/* Before the host is asked about it: policy may end the run, and whoever hears of that wants to know who it was. */
+	if (!is_inside)
+		ring_doorbell();
 	return 0;
 }
 

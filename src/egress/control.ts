@@ -39,6 +39,8 @@ export interface EgressControl {
   /** Decides, resolves, decides again and connects. The socket is paused, and nothing was read from it. */
   connect(
     destination: GuestDestination,
+    /** Where the job connected to; may be a synthetic one. */
+    address: string,
   ): Promise<
     | { readonly connected: true; readonly connection: number; readonly socket: Socket }
     | { readonly connected: false; readonly reason: 'denied' | 'unreachable'; readonly message: string }

@@ -210,17 +210,17 @@ export class EgressProxy {
       return;
     }
     const name = this.#names.addresses.nameOf(address);
-    void this.#dial(stream, name === undefined ? destination : { host: name, literal: false, port });
+    void this.#dial(stream, name === undefined ? destination : { host: name, literal: false, port }, address);
   }
 
-  async #dial(stream: ServerHttp2Stream, destination: GuestDestination): Promise<void> {
+  async #dial(stream: ServerHttp2Stream, destination: GuestDestination, address: string): Promise<void> {
     if (this.#pendingConnects >= MAX_PENDING_CONNECTS) {
       await new Promise<void>((resolve) => this.#waitingConnects.push(resolve));
     } else this.#pendingConnects += 1;
     try {
       // A guest that gave up while it waited is not asked for.
       if (isOver(stream)) return;
-      const made = await this.#control.connect(destination);
+      const made = await this.#control.connect(destination, address);
       if (made.connected) this.#splice(stream, made.connection, made.socket);
       else if (!isOver(stream)) refuse(stream, made.reason === 'denied' ? 403 : 502);
     } catch {

@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
+import { mock, test } from 'node:test';
+import type { Alert } from '../audit/alert.ts';
 import type { EgressDecision } from '../policy/decision.ts';
-import { egressAlert } from './egress-alerts.ts';
+import { EgressAlerts, egressAlert } from './egress-alerts.ts';
 
 const run = { id: 'run', job: 'job', trust: 'local' } as const;
 
@@ -15,6 +16,7 @@ function alertOf(rule: string, action: EgressDecision['action']) {
       denial,
       count: 1,
       step: 'one',
+      asker: { question: 1 },
     },
     run,
     '/decisions/run.jsonl',
@@ -50,4 +52,31 @@ test('an alert says what was tried, where, in which step, and where the proof li
     evidence: { file: '/decisions/run.jsonl', id: 'd1' },
     count: 1,
   });
+});
+
+test('an alert waits a moment for word of its process, and no longer than its run', () => {
+  mock.timers.enable({ apis: ['setTimeout'] });
+  const filed: Alert[] = [];
+  const alerts = new EgressAlerts({ file: (alert) => filed.push(alert) }, true);
+  const alert = alertOf('ct.egress.blocked', 'deny');
+  assert.ok(alert);
+  const by = { pid: 7, binary: '/usr/bin/curl', arguments: 'curl x' };
+  alerts.file(1, { ...alert, process: by });
+  assert.equal(filed.length, 1, 'known at once');
+  alerts.file(2, alert);
+  alerts.file(3, alert);
+  alerts.file(4, alert);
+  assert.equal(filed.length, 1);
+  alerts.origin(2, by);
+  assert.deepEqual(filed[1]?.process, by);
+  mock.timers.tick(1500);
+  assert.equal(filed.length, 4);
+  assert.equal(filed[2]?.process, undefined);
+  alerts.file(5, alert);
+  alerts[Symbol.dispose]();
+  assert.equal(filed.length, 5, 'the run has ended');
+  mock.timers.reset();
+  const without: Alert[] = [];
+  new EgressAlerts({ file: (one) => without.push(one) }, false).file(1, alert);
+  assert.equal(without.length, 1, 'nothing is on record, so nothing is waited for');
 });

@@ -23,7 +23,12 @@ import {
 import type { NetworkMode } from '../protocol/network.ts';
 import type { RunEvent, StepRequest } from '../protocol/run.ts';
 import { type DialSession, Unreachable } from './dialer.ts';
-import { type EgressAnswer, type EgressQuestion, MAX_OPEN_QUESTIONS } from './egress-messages.ts';
+import {
+  type EgressAnswer,
+  type EgressQuestion,
+  MAX_OPEN_QUESTIONS,
+  type ProcessOrigin,
+} from './egress-messages.ts';
 
 /** Connections of a run that are open or being made; each holds a descriptor of its link process. */
 export const MAX_CONNECTIONS = 1000;
@@ -68,6 +73,15 @@ export interface RecordedDecision {
   /** How often it was given, this time included. */
   readonly count: number;
   readonly step: string | undefined;
+  readonly asker: Asker;
+}
+
+/** What made the link process ask. */
+interface Asker {
+  /** Number of the question. */
+  readonly question: number;
+  /** The process of the job, as far as that is known yet. */
+  readonly by?: ProcessOrigin | undefined;
 }
 
 export interface EgressGateOptions {
@@ -80,6 +94,8 @@ export interface EgressGateOptions {
   readonly record: EgressRecord;
   /** Told of every decision that is no plain yes, also when it is given again. */
   readonly onDenial: (denied: RecordedDecision & { readonly denial: Denial }) => void;
+  /** Told of whose question it was that {@link onDenial} was told of without that; perhaps, and soon. */
+  readonly onOrigin: (question: number, by: ProcessOrigin) => void;
 }
 
 /** The link process that asks, and the run it asks for. */
@@ -97,6 +113,7 @@ interface Connection {
   readonly port: number;
   readonly literal: boolean;
   readonly handle: Disposable;
+  readonly by: ProcessOrigin | undefined;
 }
 
 interface Remembered {
@@ -176,6 +193,12 @@ export class EgressGate {
     if (!this.#pause) this.#serveDelayed();
   }
 
+  /** Whose question it was. Throws LINK_DIED if it was never asked. */
+  origin(question: number, by: ProcessOrigin): void {
+    if (question > this.#lastQuestion) throw hostile('speaks of a question that it did not ask');
+    this.#options.onOrigin(question, by);
+  }
+
   readonly #serveDelayed = (): void => {
     const now = performance.now();
     const earned = ((now - this.#allowanceAtMs) * QUESTIONS_PER_SECOND) / 1000;
@@ -229,14 +252,24 @@ export class EgressGate {
   async #answerTo(question: Exclude<EgressQuestion, { ask: 'connect' }>): Promise<EgressAnswer> {
     switch (question.ask) {
       case 'dns':
-        return verdict(await this.#decide({ kind: 'dns', name: question.name, type: question.queryType }));
+        return verdict(
+          await this.#decide(
+            { kind: 'dns', name: question.name, type: question.queryType },
+            { question: question.id, by: question.by },
+          ),
+        );
       case 'inspect': {
-        const { connection, facts } = question;
-        const { host, port, literal } = this.#connections.get(connection) as Connection;
-        return verdict(await this.#decide({ kind: 'stream', host, port, literal, ...streamFacts(facts) }));
+        const { id, connection, facts } = question;
+        const { host, port, literal, by } = this.#connections.get(connection) as Connection;
+        return verdict(
+          await this.#decide(
+            { kind: 'stream', host, port, literal, ...streamFacts(facts) },
+            { question: id, by: by ?? question.by },
+          ),
+        );
       }
       case 'attempted':
-        await this.#decide({ kind: 'other', ...question.attempt });
+        await this.#decide({ kind: 'other', ...question.attempt }, { question: question.id });
         return { heard: true };
       case 'closed':
         this.#connections.get(question.connection)?.handle[Symbol.dispose]();
@@ -245,13 +278,15 @@ export class EgressGate {
     }
   }
 
-  async #connect(destination: {
-    readonly host: string;
-    readonly port: number;
-    readonly literal: boolean;
-  }): Promise<{ readonly socket: Socket } | EgressAnswer> {
-    const { host, port, literal } = destination;
-    const request = await this.#decide({ kind: 'connect', host, port, literal });
+  async #connect({
+    id,
+    host,
+    port,
+    literal,
+    by,
+  }: Extract<EgressQuestion, { ask: 'connect' }>): Promise<{ readonly socket: Socket } | EgressAnswer> {
+    const asker = { question: id, by };
+    const request = await this.#decide({ kind: 'connect', host, port, literal }, asker);
     if (request.action !== 'allow') return denied(request);
     if (this.#connections.size + this.#dials >= MAX_CONNECTIONS) {
       return unreachable(`the run has ${MAX_CONNECTIONS} connections open, and may have no more`);
@@ -260,7 +295,7 @@ export class EgressGate {
     try {
       const { dial } = this.#options;
       const addresses = literal ? dial.literal(host) : await dial.resolve(host, this.#ended.signal);
-      const decision = await this.#decide({ kind: 'address', host, port, literal, addresses });
+      const decision = await this.#decide({ kind: 'address', host, port, literal, addresses }, asker);
       if (decision.action !== 'allow') return denied(decision);
       // Exactly those that were decided about.
       const targets = addresses.map(({ address }) => address);
@@ -279,15 +314,15 @@ export class EgressGate {
       socket.destroy();
       return;
     }
-    const { id, host, port, literal } = question;
+    const { id, host, port, literal, by } = question;
     const connection = ++this.#lastConnection;
     const handle = this.#peer.answer(id, { connected: true, connection }, socket);
     this.#openQuestions -= 1;
-    this.#connections.set(connection, { host, port, literal, handle });
+    this.#connections.set(connection, { host, port, literal, handle, by });
   }
 
   /** Rejects when the run has ended, which a decision may do. */
-  async #decide(request: EgressRequest): Promise<EgressDecision> {
+  async #decide(request: EgressRequest, asker: Asker): Promise<EgressDecision> {
     const step = this.#step;
     const key = JSON.stringify([step ?? null, request]);
     const known = this.#remembered.get(key);
@@ -297,13 +332,13 @@ export class EgressGate {
       const { id, decision } = await known.settled;
       if (id !== undefined) {
         this.#options.record.repeat(id);
-        this.#consequences({ id, request, decision, count, step: this.#stepName(step) });
+        this.#consequences({ id, request, decision, count, step: this.#stepName(step), asker });
       }
       this.#ended.signal.throwIfAborted();
       return decision;
     }
     const count = 1 + (known?.count ?? 0);
-    const settled = this.#evaluate(request, step, known?.before && { ...known.before, count });
+    const settled = this.#evaluate(request, asker, step, known?.before && { ...known.before, count });
     this.#remember(key, { settled, before: undefined, count });
     const { decision } = await settled;
     this.#ended.signal.throwIfAborted();
@@ -327,6 +362,7 @@ export class EgressGate {
   /** New: asks policy when it is this run's turn, puts the answer on record, and draws the consequences at once. */
   #evaluate(
     request: EgressRequest,
+    asker: Asker,
     step: number | undefined,
     before: (RecordedAs & { readonly count: number }) | undefined,
   ): Promise<Settled> {
@@ -348,12 +384,16 @@ export class EgressGate {
         this.#notice(request, 'deny', denial);
         // Whoever fills the record first does not get around what a denial leads to.
         if (decision.action !== 'allow')
-          this.#consequences({ id: UNRECORDED, request, decision, count: 1, step: stepName });
+          this.#consequences({ id: UNRECORDED, request, decision, count: 1, step: stepName, asker });
         return;
       }
       if (isRepeat) this.#options.record.repeat(id);
       resolve({ id, decision, lasts });
-      this.#consequences({ id, request, decision, count: isRepeat ? before.count : 1, step: stepName });
+      this.#consequences({
+        ...{ id, request, decision, asker },
+        count: isRepeat ? before.count : 1,
+        step: stepName,
+      });
     };
     this.#inTurn(() => {
       const beganMs = performance.now();

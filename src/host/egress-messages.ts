@@ -30,15 +30,51 @@ const OTHER_ATTEMPTS: readonly unknown[] = [
   'forged-request',
 ] satisfies OtherAttempt['what'][];
 
+/** Of a path and a command line, as far as alerts have them. */
+export const MAX_ORIGIN_BINARY = 4096;
+export const MAX_ORIGIN_ARGUMENTS = 1000;
+
+/** The process of the job that something is of, as the guest's record has it. */
+export interface ProcessOrigin {
+  readonly pid: number;
+  /** Empty if unknown. */
+  readonly binary: string;
+  readonly arguments?: string;
+}
+
 export type EgressAsk =
-  | { readonly ask: 'dns'; readonly name: string; readonly queryType: string }
-  | { readonly ask: 'connect'; readonly host: string; readonly literal: boolean; readonly port: number }
-  | { readonly ask: 'inspect'; readonly connection: number; readonly facts: StreamFacts }
+  | {
+      readonly ask: 'dns';
+      readonly name: string;
+      readonly queryType: string;
+      /** Whose question it is, where that is known already. */
+      readonly by?: ProcessOrigin | undefined;
+    }
+  | {
+      readonly ask: 'connect';
+      readonly host: string;
+      readonly literal: boolean;
+      readonly port: number;
+      readonly by?: ProcessOrigin | undefined;
+    }
+  | {
+      readonly ask: 'inspect';
+      readonly connection: number;
+      readonly facts: StreamFacts;
+      readonly by?: ProcessOrigin | undefined;
+    }
   | { readonly ask: 'attempted'; readonly attempt: OtherAttempt }
   | { readonly ask: 'closed'; readonly connection: number; readonly sent: number; readonly received: number };
 
 /** `id`: 1 for the first question of a link process, and one more for each after it. */
 export type EgressQuestion = { readonly type: 'egress'; readonly id: number } & EgressAsk;
+
+/** Whose question it was, known only now; for one that was not answered with a yes. */
+export interface EgressOrigin {
+  readonly type: 'egress-by';
+  readonly id: number;
+  readonly by: ProcessOrigin;
+}
 
 export type EgressAnswer =
   | { readonly allowed: true }
@@ -55,20 +91,48 @@ export function parseEgressQuestion(message: Readonly<Record<string, unknown>>):
   return ask && { type: 'egress', id: id as number, ...ask };
 }
 
+/** Undefined if it is none. */
+export function parseEgressOrigin(message: Readonly<Record<string, unknown>>): EgressOrigin | undefined {
+  const { id } = message;
+  const by = parseOrigin(message['by']);
+  return by && isCount(id) ? { type: 'egress-by', id, by } : undefined;
+}
+
+function parseOrigin(value: unknown): ProcessOrigin | undefined {
+  if (typeof value !== 'object' || value === null) return undefined;
+  const { pid, binary, arguments: text } = value as Record<string, unknown>;
+  if (!isCount(pid) || typeof binary !== 'string' || binary.length > MAX_ORIGIN_BINARY) return undefined;
+  if (text === undefined) return { pid, binary };
+  return typeof text === 'string' && text.length <= MAX_ORIGIN_ARGUMENTS
+    ? { pid, binary, arguments: text }
+    : undefined;
+}
+
+/** Of a question, which may come without. */
+function withOrigin<T extends EgressAsk>(ask: T, by: unknown): T | undefined {
+  if (by === undefined) return ask;
+  const origin = parseOrigin(by);
+  return origin && { ...ask, by: origin };
+}
+
 function parseAsk(message: Readonly<Record<string, unknown>>): EgressAsk | undefined {
   const { ask, name, queryType, host, literal, port, connection, sent, received } = message;
   if (ask === 'dns') {
-    return isName(name) && matches(queryType, QUERY_TYPE) ? { ask, name, queryType } : undefined;
+    return isName(name) && matches(queryType, QUERY_TYPE)
+      ? withOrigin({ ask, name, queryType }, message['by'])
+      : undefined;
   }
   if (ask === 'connect') {
     if (!isPort(port) || typeof literal !== 'boolean' || typeof host !== 'string') return undefined;
-    if (!literal) return isName(host) ? { ask, host, literal, port } : undefined;
+    if (!literal) return isName(host) ? withOrigin({ ask, host, literal, port }, message['by']) : undefined;
     const address = canonicalAddress(host.slice(0, MAX_NAME_BYTES));
-    return address === undefined ? undefined : { ask, host: address, literal, port };
+    return address === undefined
+      ? undefined
+      : withOrigin({ ask, host: address, literal, port }, message['by']);
   }
   if (ask === 'inspect') {
     const facts = parseFacts(message['facts']);
-    return facts && isCount(connection) ? { ask, connection, facts } : undefined;
+    return facts && isCount(connection) ? withOrigin({ ask, connection, facts }, message['by']) : undefined;
   }
   if (ask === 'attempted') {
     const attempt = parseAttempt(message['attempt']);

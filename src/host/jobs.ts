@@ -30,7 +30,7 @@ import { type Capacity, VM_OVERHEAD_MIB } from './capacity.ts';
 import { CodeVerdicts } from './code-verdicts.ts';
 import type { DecisionLog } from './decision-log.ts';
 import type { Dialer } from './dialer.ts';
-import { egressAlert } from './egress-alerts.ts';
+import { EgressAlerts, egressAlert } from './egress-alerts.ts';
 import { EgressGate, type EgressPeer } from './egress-gate.ts';
 import {
   corruptAlert,
@@ -223,7 +223,12 @@ function record(
   return decisionId;
 }
 
-function openGate(admitted: Admitted, peer: EgressPeer, { dialer, alerts }: JobsOptions): EgressGate {
+function openGate(
+  admitted: Admitted,
+  peer: EgressPeer,
+  alerts: EgressAlerts,
+  { dialer }: JobsOptions,
+): EgressGate {
   const { facts, request, grant, policy, log } = admitted;
   return new EgressGate(
     {
@@ -238,8 +243,9 @@ function openGate(admitted: Admitted, peer: EgressPeer, { dialer, alerts }: Jobs
       },
       onDenial: (denied) => {
         const alert = egressAlert(denied, facts, log.path, new Date());
-        if (alert) alerts.file(alert);
+        if (alert) alerts.file(denied.asker.question, alert);
       },
+      onOrigin: (question, by) => alerts.origin(question, by),
     },
     peer,
   );
@@ -284,6 +290,7 @@ async function runAdmitted(
     await claim.machine.destroy();
     throw error;
   }
+  using egressAlerts = new EgressAlerts(options.alerts, audit !== undefined);
   const { socket, pending } = connection.release();
   const { code } = grant;
   const detections =
@@ -318,7 +325,7 @@ async function runAdmitted(
       hasNetwork: grant.hasNetwork,
     },
     expected: admitted.verified?.expected,
-    openGate: (peer) => openGate(admitted, peer, options),
+    openGate: (peer) => openGate(admitted, peer, egressAlerts, options),
   });
   // The tree was not what was signed: the link process has seen it.
   const alert = verificationAlert(error, admitted.facts, admitted.log.path, new Date());

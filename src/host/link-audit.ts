@@ -1,6 +1,7 @@
 /** The audit record of a run in its link process: the hello, the recorder, and what the daemon is told of it. */
 import type { Socket } from 'node:net';
 import { AuditRecorder } from '../audit/recorder.ts';
+import type { ProcessEvent } from '../audit/records.ts';
 import { recoverRecord } from '../audit/recover.ts';
 import { MAX_MESSAGE_LENGTH } from '../audit/summary.ts';
 import type { NameOf } from '../audit/timeline/destinations.ts';
@@ -33,6 +34,8 @@ export interface LinkAuditOptions {
   readonly required: boolean;
   /** Names of synthetic addresses, for the detections. */
   readonly nameOf: NameOf;
+  /** Told of every record but those of system calls, as soon as it comes. */
+  readonly onProcess: (event: ProcessEvent) => void;
 }
 
 export class LinkAudit {
@@ -154,8 +157,8 @@ export class LinkAudit {
 
   async #begin(channel: Socket, options: LinkAuditOptions): Promise<AuditRecorder> {
     await startSession(channel, HELLO_TIMEOUT_MS);
-    const { run, directory, cpus, required, nameOf } = options;
-    const detections = new LinkDetections(this.#detect, nameOf);
+    const { run, directory, cpus, required, nameOf, onProcess } = options;
+    const detections = new LinkDetections(this.#detect, nameOf, onProcess);
     this.#detections = detections;
     const recorder = new AuditRecorder({
       channel,

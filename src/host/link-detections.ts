@@ -5,7 +5,7 @@
 import { batches, type SentCandidate } from '../audit/detection/batches.ts';
 import { type Candidate, Candidates } from '../audit/detection/candidates.ts';
 import type { ParsedFrame } from '../audit/frame-parser.ts';
-import { decodeProcesses, decodeSyscalls } from '../audit/records.ts';
+import { decodeProcesses, decodeSyscalls, type ProcessEvent } from '../audit/records.ts';
 import type { NameOf } from '../audit/timeline/destinations.ts';
 import type { DetectEvent } from '../policy/detection.ts';
 import { AUDIT_FRAME_BYTES, AuditFrame } from '../protocol/audit.ts';
@@ -26,6 +26,7 @@ export interface DetectMessage {
 
 export class LinkDetections {
   readonly #send: (message: DetectMessage) => void;
+  readonly #onProcess: (event: ProcessEvent) => void;
   readonly #candidates: Candidates;
   #queue: SentCandidate[][] = [];
   #isAsked = false;
@@ -35,9 +36,14 @@ export class LinkDetections {
   #clockOffsetMs = Number.POSITIVE_INFINITY;
   #onDrained: (() => void) | undefined;
 
-  /** `send`: to the daemon, which says when it has judged. */
-  constructor(send: (message: DetectMessage) => void, nameOf: NameOf) {
+  /** `send`: to the daemon, which says when it has judged. `onProcess`: told at once of all but system calls. */
+  constructor(
+    send: (message: DetectMessage) => void,
+    nameOf: NameOf,
+    onProcess: (event: ProcessEvent) => void = () => {},
+  ) {
     this.#send = send;
+    this.#onProcess = onProcess;
     this.#candidates = new Candidates(nameOf);
   }
 
@@ -49,7 +55,10 @@ export class LinkDetections {
       type === AuditFrame.syscalls
         ? decodeSyscalls(payload, { cpu, first, records })
         : decodeProcesses(payload, { first, records });
-    for (const event of events) this.#candidates.add(event);
+    for (const event of events) {
+      if (event.kind !== 'syscall') this.#onProcess(event);
+      this.#candidates.add(event);
+    }
     this.#heardAt = performance.now();
     // Frames are late, never early: the least difference is the nearest.
     this.#clockOffsetMs = Math.min(this.#clockOffsetMs, Date.now() - lastNs / NS_PER_MS);

@@ -7,9 +7,12 @@ import type {
   StreamFacts,
   Verdict,
 } from '../egress/control.ts';
+import { RESOLVER_ADDRESS } from '../egress/synthetic-addresses.ts';
+import type { ConnectOrigins } from './connect-origins.ts';
 import {
   type EgressAnswer,
   type EgressAsk,
+  type EgressOrigin,
   type EgressQuestion,
   MAX_OPEN_DIALS,
   MAX_OPEN_QUESTIONS,
@@ -21,11 +24,16 @@ const MAX_WAITING = 2000;
 /** Attempts of a guest that floods are as well told by a few. */
 const MAX_WAITING_ATTEMPTS = 64;
 
+const MAX_UNATTRIBUTED = 1000;
+const DNS_PORT = 53;
+
 const NO_JOB = 'no job is under way';
 const TOO_MANY = 'too many requests of the network at a time';
 
 interface Waiting {
   readonly ask: EgressAsk;
+  /** Where the job connected to, so that a process of it asks. */
+  readonly place?: { readonly address: string; readonly port: number } | undefined;
   readonly resolve: (answer: EgressAnswer, socket?: Socket) => void;
 }
 
@@ -37,20 +45,25 @@ interface Lane {
 }
 
 export class LinkEgressControl implements EgressControl {
-  readonly #send: (question: EgressQuestion) => void;
+  readonly #send: (question: EgressQuestion | EgressOrigin) => void;
+  readonly #origins: ConnectOrigins | undefined;
   readonly #asked = new Map<number, Waiting & { readonly lane: Lane }>();
   readonly #dials: Lane = { max: MAX_OPEN_DIALS, open: 0, waiting: [] };
   readonly #others: Lane = { max: MAX_OPEN_QUESTIONS - MAX_OPEN_DIALS, open: 0, waiting: [] };
+  /** Questions whose process was not known, and that were not answered with a yes. */
+  readonly #unattributed = new Set<number>();
   #lastId = 0;
   #isOpen = false;
   #waitingAttempts = 0;
   #stepHasNetwork = true;
   /** Of connections that are not over. */
   readonly #sockets = new Map<number, Socket>();
+  readonly #places = new Map<number, Waiting['place']>();
 
   /** Until it is opened, every answer is no, and nothing is asked. */
-  constructor(send: (question: EgressQuestion) => void) {
+  constructor(send: (question: EgressQuestion | EgressOrigin) => void, origins?: ConnectOrigins) {
     this.#send = send;
+    this.#origins = origins;
   }
 
   /** A job is under way: the daemon answers. */
@@ -85,21 +98,30 @@ export class LinkEgressControl implements EgressControl {
       return;
     }
     this.#asked.delete(id);
+    if (('allowed' in answer && answer.allowed) || ('connected' in answer && answer.connected)) {
+      this.#unattributed.delete(id);
+    }
     asked.lane.open -= 1;
     asked.resolve(answer, socket);
     this.#next(asked.lane);
   }
 
   async dns(name: string, type: string): Promise<Verdict> {
-    return verdictOf((await this.#ask({ ask: 'dns', name, queryType: type })).answer);
+    const place = { address: RESOLVER_ADDRESS, port: DNS_PORT };
+    return verdictOf((await this.#ask({ ask: 'dns', name, queryType: type }, place)).answer);
   }
 
-  async connect({ host, literal, port }: GuestDestination): ReturnType<EgressControl['connect']> {
-    const { answer, socket } = await this.#ask({ ask: 'connect', host, literal, port });
+  async connect(
+    { host, literal, port }: GuestDestination,
+    address: string,
+  ): ReturnType<EgressControl['connect']> {
+    const ask = { ask: 'connect', host, literal, port } as const;
+    const { answer, socket } = await this.#ask(ask, { address, port });
     if ('connected' in answer && answer.connected) {
       if (socket && !this.#stepHasNetwork) socket.destroy();
       else if (socket) {
         this.#sockets.set(answer.connection, socket);
+        this.#places.set(answer.connection, { address, port });
         // Node makes it anew on this side of the handover, with its defaults.
         socket.allowHalfOpen = true;
         return { connected: true, connection: answer.connection, socket };
@@ -117,7 +139,8 @@ export class LinkEgressControl implements EgressControl {
   }
 
   async inspect(connection: number, facts: StreamFacts): Promise<Verdict> {
-    return verdictOf((await this.#ask({ ask: 'inspect', connection, facts: tellable(facts) })).answer);
+    const ask = { ask: 'inspect', connection, facts: tellable(facts) } as const;
+    return verdictOf((await this.#ask(ask, this.#places.get(connection))).answer);
   }
 
   attempted(attempt: OtherAttempt): void {
@@ -132,10 +155,14 @@ export class LinkEgressControl implements EgressControl {
 
   closed(connection: number, bytesSent: number, bytesReceived: number): void {
     this.#sockets.delete(connection);
+    this.#places.delete(connection);
     void this.#ask({ ask: 'closed', connection, sent: bytesSent, received: bytesReceived });
   }
 
-  #ask(ask: EgressAsk): Promise<{ readonly answer: EgressAnswer; readonly socket: Socket | undefined }> {
+  #ask(
+    ask: EgressAsk,
+    place?: Waiting['place'],
+  ): Promise<{ readonly answer: EgressAnswer; readonly socket: Socket | undefined }> {
     const lane = ask.ask === 'connect' ? this.#dials : this.#others;
     if (!this.#isOpen) return Promise.resolve({ answer: refusal(ask, NO_JOB), socket: undefined });
     // A connection that is over has to be told, and there are no more of them than there were questions.
@@ -143,7 +170,7 @@ export class LinkEgressControl implements EgressControl {
       return Promise.resolve({ answer: refusal(ask, TOO_MANY), socket: undefined });
     }
     return new Promise((resolve) => {
-      lane.waiting.push({ ask, resolve: (answer, socket) => resolve({ answer, socket }) });
+      lane.waiting.push({ ask, place, resolve: (answer, socket) => resolve({ answer, socket }) });
       this.#next(lane);
     });
   }
@@ -155,7 +182,20 @@ export class LinkEgressControl implements EgressControl {
     lane.open += 1;
     const id = ++this.#lastId;
     this.#asked.set(id, { ...next, lane });
-    this.#send({ type: 'egress', id, ...next.ask });
+    const { ask, place } = next;
+    const by = place && this.#origins?.of(place.address, place.port);
+    this.#send({ type: 'egress', id, ...ask, ...(by && { by }) } as EgressQuestion);
+    if (place && !by) this.#askLater(id, place);
+  }
+
+  /** The daemon need not know of what it allows. One that it ends the run for has no answer. */
+  #askLater(id: number, { address, port }: NonNullable<Waiting['place']>): void {
+    this.#origins?.expect(address, port, (by) => {
+      if (this.#unattributed.delete(id)) this.#send({ type: 'egress-by', id, by });
+    });
+    this.#unattributed.add(id);
+    const [oldest] = this.#unattributed;
+    if (this.#unattributed.size > MAX_UNATTRIBUTED && oldest !== undefined) this.#unattributed.delete(oldest);
   }
 }
 

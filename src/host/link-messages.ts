@@ -12,7 +12,13 @@ import type { GuestNetworkSettings } from '../protocol/network.ts';
 import type { JobOutcome, JobRequest, JobResult, RunEvent, StepOutcome } from '../protocol/run.ts';
 import type { TreeExpectation } from '../protocol/verify.ts';
 import { type AuditLoss, type AuditReport, parseAuditLoss, parseAuditReport } from './audit-messages.ts';
-import { type EgressAnswer, type EgressQuestion, parseEgressQuestion } from './egress-messages.ts';
+import {
+  type EgressAnswer,
+  type EgressOrigin,
+  type EgressQuestion,
+  parseEgressOrigin,
+  parseEgressQuestion,
+} from './egress-messages.ts';
 import type { DetectMessage } from './link-detections.ts';
 import type { DetectReport } from './run-detections.ts';
 import { LINK_STATES, type LinkState } from './run-state.ts';
@@ -106,6 +112,7 @@ export type LinkReply =
   | LinkProgress
   /** Only while a `job` is under way. Answer: `egress-answer`. */
   | EgressQuestion
+  | EgressOrigin
   | LinkDetect
   | { readonly type: 'audit-recovered'; readonly report: AuditReport }
   /** `audit`: absent if the run was not to be on record. */
@@ -150,6 +157,10 @@ export function parseLinkReply(message: unknown): LinkReply {
     if (type === 'egress') {
       const question = parseEgressQuestion(message);
       if (question) return question;
+    }
+    if (type === 'egress-by') {
+      const origin = parseEgressOrigin(message);
+      if (origin) return origin;
     }
     if (type === 'detect') {
       const detect = parseDetect(message);

@@ -14,6 +14,7 @@ import { Shells } from '../job/shells.ts';
 import { emptyTree } from '../job/tree-format.ts';
 import { PROBE_PATH } from '../protocol/guest-link.ts';
 import type { JobResult } from '../protocol/run.ts';
+import { ConnectOrigins } from './connect-origins.ts';
 import { LinkAudit, recoverAudit } from './link-audit.ts';
 import { LinkEgressControl } from './link-egress.ts';
 import { LinkJournal } from './link-journal.ts';
@@ -32,6 +33,7 @@ let session: GuestSession | undefined;
 let running: ClientChannel | undefined;
 let shells: Shells | undefined;
 let isEnding = false;
+const origins = new ConnectOrigins();
 const audit = new LinkAudit((loss) => reply({ type: 'audit-lost', loss }), reply);
 const egress: {
   readonly control: LinkEgressControl;
@@ -40,7 +42,7 @@ const egress: {
   proxy?: EgressProxy;
   /** Why there is no network, or no longer. */
   failure?: string;
-} = { control: new LinkEgressControl(reply) };
+} = { control: new LinkEgressControl(reply, origins) };
 let finished: { client: ClientChannel; result: JobResult } | undefined;
 
 function reply(message: LinkSaid): void {
@@ -95,7 +97,12 @@ async function handle(command: LinkCommand, socket: Socket | undefined): Promise
       for (const event of command.told) journal.event(event);
       if (command.audit) {
         const nameOf = (address: string): string | undefined => egress.proxy?.nameOf(address);
-        audit.begin({ run: command.run, nameOf, ...command.audit });
+        audit.begin({
+          run: command.run,
+          nameOf,
+          onProcess: (event) => origins.add(event),
+          ...command.audit,
+        });
       } else audit.discard();
       const current = required(session);
       current.watch();

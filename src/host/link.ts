@@ -6,7 +6,7 @@ import { BoundedTail } from '../core/bounded-tail.ts';
 import { CtError, messageOf, toCtError } from '../core/errors.ts';
 import { entryPoint, launcherPath } from '../core/install.ts';
 import { MAX_STEPS } from '../protocol/limits.ts';
-import type { EgressAnswer, EgressQuestion } from './egress-messages.ts';
+import type { EgressAnswer, EgressOrigin, EgressQuestion } from './egress-messages.ts';
 import { GuardedChannel } from './guarded-channel.ts';
 import { type AuditPlace, LinkJail, type LinkJailOptions } from './link-jail.ts';
 import {
@@ -85,7 +85,7 @@ export class Link {
   #verdict: CtError | undefined;
   #hasExited = false;
   readonly #handedOver = new Set<Disposable>();
-  #onQuestion: ((question: EgressQuestion) => void) | undefined;
+  #onQuestion: ((question: EgressQuestion | EgressOrigin) => void) | undefined;
   #onDetect: ((report: DetectReport) => Promise<void>) | undefined;
   #isJudging = false;
 
@@ -184,7 +184,7 @@ export class Link {
   }
 
   /** Who answers questions about the network; whoever asks one without that is ended. The handler throws LINK_DIED. */
-  set onQuestion(handler: ((question: EgressQuestion) => void) | undefined) {
+  set onQuestion(handler: ((question: EgressQuestion | EgressOrigin) => void) | undefined) {
     this.#onQuestion = handler;
   }
 
@@ -276,7 +276,7 @@ export class Link {
       this.#progress(reply);
       return;
     }
-    if (reply.type === 'egress') {
+    if (reply.type === 'egress' || reply.type === 'egress-by') {
       this.#question(reply);
       return;
     }
@@ -319,7 +319,7 @@ export class Link {
     }
   }
 
-  #question(question: EgressQuestion): void {
+  #question(question: EgressQuestion | EgressOrigin): void {
     try {
       if (!this.#onQuestion) {
         throw new CtError('LINK_DIED', 'the link process of the VM asks for a network without a job');

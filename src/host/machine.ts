@@ -164,7 +164,8 @@ export class Machine {
       tell,
       terminate,
     });
-    this.#link.onQuestion = (question) => gate.question(question);
+    this.#link.onQuestion = (said) =>
+      said.type === 'egress' ? gate.question(said) : gate.origin(said.id, said.by);
     const { detections } = options;
     this.#link.onDetect = detections && ((detected) => detections.judge(detected, { tell, terminate }));
     this.#link.onProgress = (progress) => {

@@ -83,6 +83,7 @@ class World {
           repeat: (id) => this.repeats.push(id),
         },
         onDenial: (denied) => this.denials.push(denied),
+        onOrigin: () => {},
         ...options,
       },
       {
@@ -484,4 +485,34 @@ test(`a run has ${MAX_CONNECTIONS} connections at most, and may make another whe
   const made = await world.connect();
   assert.ok('connected' in made && made.connected);
   for (const socket of world.sockets) socket.destroy();
+});
+
+test('whose question it was is known with it or told later, and an end of the run does not wait for that', async () => {
+  const by = { pid: 7, binary: '/usr/bin/curl', arguments: 'curl https://a.test' };
+  const told: unknown[] = [];
+  const world = new World(() => ({ ...DENY, action: 'terminate' }), {
+    onOrigin: (question, origin) => told.push([question, origin]),
+  });
+  void world.ask({ ask: 'dns', name: 'a.test', queryType: 'A', by });
+  await sleep(20);
+  assert.ok(world.terminated);
+  assert.deepEqual(
+    world.denials.map(({ asker }) => asker),
+    [{ question: 1, by }],
+  );
+  world.gate.origin(1, by);
+  assert.deepEqual(told, [[1, by]]);
+  assert.throws(() => world.gate.origin(2, by), { code: 'LINK_DIED' });
+});
+
+test('what is found out about a stream is by whoever connected', async () => {
+  const by = { pid: 7, binary: '/usr/bin/curl' };
+  const world = new World(({ kind }) => (kind === 'stream' ? DENY : ALLOW));
+  await world.ask({ ask: 'connect', host: 'a.test', literal: false, port, by });
+  await world.ask({ ask: 'inspect', connection: 1, facts: { protocol: 'ssh' } });
+  assert.deepEqual(
+    world.denials.map(({ asker }) => asker),
+    [{ question: 2, by }],
+  );
+  world.sockets[0]?.destroy();
 });

@@ -2,16 +2,19 @@
 import assert from 'node:assert/strict';
 import { Socket } from 'node:net';
 import { test } from 'node:test';
+import { ConnectOrigins } from '../../src/host/connect-origins.ts';
 import { type EgressQuestion, MAX_OPEN_DIALS, MAX_OPEN_QUESTIONS } from '../../src/host/egress-messages.ts';
 import { LinkEgressControl } from '../../src/host/link-egress.ts';
+import { SyntheticRun } from '../support/audit-run.ts';
 
 function opened(): { control: LinkEgressControl; sent: EgressQuestion[] } {
   const sent: EgressQuestion[] = [];
-  const control = new LinkEgressControl((question) => sent.push(question));
+  const control = new LinkEgressControl((question) => sent.push(question as EgressQuestion));
   control.open();
   return { control, sent };
 }
 
+const ADDRESS = '198.18.0.9';
 const destination = { host: 'a.test', literal: false, port: 443 };
 
 test('questions have ids in turn, and answers find them', async () => {
@@ -36,12 +39,12 @@ test('questions have ids in turn, and answers find them', async () => {
 
 test('a socket comes with its connection and may be half-closed; without one the connection is over', async () => {
   const { control, sent } = opened();
-  const made = control.connect(destination);
+  const made = control.connect(destination, ADDRESS);
   const socket = new Socket();
   control.answered(1, { connected: true, connection: 8 }, socket);
   assert.deepEqual(await made, { connected: true, connection: 8, socket });
   assert.equal(socket.allowHalfOpen, true);
-  const lost = control.connect(destination);
+  const lost = control.connect(destination, ADDRESS);
   control.answered(2, { connected: true, connection: 9 }, undefined);
   const answer = await lost;
   assert.ok(!answer.connected && answer.reason === 'unreachable');
@@ -50,7 +53,7 @@ test('a socket comes with its connection and may be half-closed; without one the
 
 test('no guest makes it ask more at a time than the daemon takes, and dials leave room for the rest', async () => {
   const { control, sent } = opened();
-  const dials = Array.from({ length: 500 }, () => control.connect(destination));
+  const dials = Array.from({ length: 500 }, () => control.connect(destination, ADDRESS));
   assert.equal(sent.length, MAX_OPEN_DIALS);
   for (let i = 0; i < 500; i++) {
     void control.dns(`n${i}.test`, 'A');
@@ -92,8 +95,8 @@ test('a flood is refused here beyond what may wait', async () => {
 test('a step without network cuts connections of earlier ones, and takes none that come late', async () => {
   const { control, sent } = opened();
   const [early, late, after] = [new Socket(), new Socket(), new Socket()];
-  const first = control.connect(destination);
-  const second = control.connect(destination);
+  const first = control.connect(destination, ADDRESS);
+  const second = control.connect(destination, ADDRESS);
   control.answered(1, { connected: true, connection: 1 }, early);
   assert.equal((await first).connected, true);
   control.beginStep(false);
@@ -103,7 +106,7 @@ test('a step without network cuts connections of earlier ones, and takes none th
   assert.equal(late.destroyed, true);
   assert.ok(sent.some((question) => question.ask === 'closed' && question.connection === 2));
   control.beginStep(true);
-  const third = control.connect(destination);
+  const third = control.connect(destination, ADDRESS);
   control.answered(4, { connected: true, connection: 3 }, after);
   assert.equal((await third).connected, true);
   assert.equal(after.destroyed, false);
@@ -112,16 +115,59 @@ test('a step without network cuts connections of earlier ones, and takes none th
 
 test('without a job nothing is asked, and what waits when it ends gets a no', async () => {
   const sent: EgressQuestion[] = [];
-  const control = new LinkEgressControl((question) => sent.push(question));
+  const control = new LinkEgressControl((question) => sent.push(question as EgressQuestion));
   assert.deepEqual(await control.dns('a.test', 'A'), { allowed: false, message: 'no job is under way' });
   control.attempted({ what: 'udp' });
   assert.equal(sent.length, 0);
   control.open();
-  const waiting = [control.dns('a.test', 'A'), control.connect(destination)] as const;
+  const waiting = [control.dns('a.test', 'A'), control.connect(destination, ADDRESS)] as const;
   control.close();
   assert.deepEqual(await waiting[0], { allowed: false, message: 'no job is under way' });
   assert.deepEqual(await waiting[1], { connected: false, reason: 'denied', message: 'no job is under way' });
   const late = new Socket();
   control.answered(2, { connected: true, connection: 1 }, late);
   assert.equal(late.destroyed, true);
+});
+
+test('a question names the process that connected there, or the daemon is told later, of what it did not allow', async () => {
+  const origins = new ConnectOrigins();
+  const sent: unknown[] = [];
+  const control = new LinkEgressControl((said) => sent.push(said), origins);
+  control.open();
+  const run = new SyntheticRun();
+  const curl = run.step('sh').spawn('/usr/bin/curl', ['curl', 'https://a.test']);
+  curl.connect(ADDRESS, 443);
+  const by = { pid: curl.pid, binary: '/usr/bin/curl', arguments: 'curl https://a.test' };
+  const early = control.connect(destination, ADDRESS);
+  const allowed = control.connect(destination, '198.18.0.10');
+  control.answered(1, { connected: false, reason: 'denied', message: 'no' }, undefined);
+  control.answered(2, { connected: false, reason: 'unreachable', message: 'no' }, undefined);
+  for (const event of run.events()) if (event.kind !== 'syscall') origins.add(event);
+  await Promise.all([early, allowed]);
+  void control.connect(destination, ADDRESS);
+  assert.deepEqual(sent, [
+    { type: 'egress', id: 1, ask: 'connect', ...destination },
+    { type: 'egress', id: 2, ask: 'connect', ...destination },
+    { type: 'egress-by', id: 1, by },
+    { type: 'egress', id: 3, ask: 'connect', ...destination, by },
+  ]);
+});
+
+test('of two processes that ask the resolver at the same time neither is named', () => {
+  const origins = new ConnectOrigins();
+  const run = new SyntheticRun();
+  const shell = run.step('sh');
+  shell.spawn('/usr/bin/curl', ['curl']).connect('198.18.0.1', 53);
+  const feed = (): void => {
+    for (const event of run.events().slice(fed)) {
+      fed += 1;
+      if (event.kind !== 'syscall') origins.add(event);
+    }
+  };
+  let fed = 0;
+  feed();
+  assert.equal(origins.of('198.18.0.1', 53)?.binary, '/usr/bin/curl');
+  shell.spawn('/usr/bin/git', ['git']).connect('198.18.0.1', 53);
+  feed();
+  assert.equal(origins.of('198.18.0.1', 53), undefined);
 });

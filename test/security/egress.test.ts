@@ -750,6 +750,8 @@ for (const [name, attempt, subject] of [
     assert.equal(alerts.length, 1);
     assert.equal(alerts[0]?.action, 'terminated');
     assert.equal(alerts[0]?.run.id, run.report.jobs[0].run);
+    assert.match(alerts[0]?.process?.binary ?? '', /python/, 'who tried it');
+    assert.ok((alerts[0]?.process?.pid ?? 0) > 1);
   });
 }
 

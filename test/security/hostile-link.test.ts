@@ -93,7 +93,7 @@ describe('a link process that says what it must not ends with LINK_DIED, and the
     [
       'events of a job that nobody started',
       `say({ type: 'detect', missed: 0, clockOffsetMs: 0, batch: [{ time_ns: '0', pid: 1, started_ns: '0',
-         event: { kind: 'denied', denied: { what: 'exec', path: '/x' }, process: { binary: '', program: '', uid: 0, sockets: [], connections: [] } } }] });
+         event: { kind: 'denied', denied: { what: 'exec', path: '/x', refused: true, args: [] }, process: { binary: '', program: '', uid: 0, sockets: [], connections: [] } } }] });
        hold();`,
       /events that nobody asked for/,
     ],
@@ -360,6 +360,7 @@ describe('a link process that its guest has taken over has no network but what p
         dial: new Dialer().session(new Map([['good.test', '127.0.0.1']])),
         record: { add: () => 'id', repeat: () => {} },
         onDenial: () => {},
+        onOrigin: () => {},
       },
       {
         answer: (id, answer, socket) => link.answer(id, answer, socket),
@@ -367,7 +368,8 @@ describe('a link process that its guest has taken over has no network but what p
         terminate: () => {},
       },
     );
-    link.onQuestion = (question) => gate.question(question);
+    link.onQuestion = (said) =>
+      said.type === 'egress' ? gate.question(said) : gate.origin(said.id, said.by);
     return {
       link,
       asked,
@@ -389,6 +391,16 @@ describe('a link process that its guest has taken over has no network but what p
     ],
     ['an id twice', `ask(dns('a.test')); id = 0; ask(dns('a.test'));`, /out of turn/],
     ['an id from the future', `id = 10; ask(dns('a.test'));`, /out of turn/],
+    [
+      'whose question it was that nobody asked',
+      `process.send({ type: 'egress-by', id: 1, by: { pid: 1, binary: '/x' } });`,
+      /did not ask/,
+    ],
+    [
+      'a process that is none',
+      `ask({ ...dns('a.test'), by: { pid: 1, binary: 'x'.repeat(5000) } });`,
+      /malformed/,
+    ],
     ['a name that is none', `ask(dns('a.test\\0.good.test'));`, /malformed/],
     ['a name in another spelling', `ask(dns('GOOD.test'));`, /malformed/],
     [

@@ -136,6 +136,7 @@ export class EgressHost implements AsyncDisposable {
   /** Those about the network; detections have others to tell of the same runs. */
   alerts(): readonly Alert[] {
     const directory = join(this.home, 'alerts');
+    if (!existsSync(directory)) return []; // no daemon yet
     return readdirSync(directory)
       .filter((name) => name.endsWith('.jsonl'))
       .flatMap((name) => readLines(join(directory, name)) as readonly Alert[])
