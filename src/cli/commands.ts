@@ -341,7 +341,7 @@ export const COMMANDS: readonly CommandSpec[] = [
       {
         name: 'destination',
         value: 'HOST',
-        help: 'a name, `*.` and a name, or an address; `:PORT` may follow',
+        help: 'a name, `*.` and a name, an address, or `*`; `:PORT` may follow',
       },
       { name: 'since', value: 'TIME', help: 'a time, or how long after the first step began, such as 30s' },
       { name: 'until', value: 'TIME', help: 'likewise' },

@@ -324,6 +324,10 @@ async function storeUntraced(
     const place = join('blobs/sha256', digest.replace('sha256:', ''));
     symlinkSync(join(ctHome, place), join(home, place));
   }
+  // What says that it was made here, and its signatures.
+  const proofs = join('images/sha256', image.replace('sha256:', ''));
+  mkdirSync(join(home, 'images/sha256'), { mode: 0o700 });
+  symlinkSync(join(ctHome, proofs), join(home, proofs));
   const init = encodeCpio([
     { name: 'init', mode: 0o100500, data: readFileSync(join(agent, 'init-untraced')) },
   ]);
@@ -333,6 +337,7 @@ async function storeUntraced(
     { ...manifest, name: `${manifest.name}-untraced`, initramfs },
     '',
     new Date(),
+    'built',
   );
   return digest;
 }

@@ -13,7 +13,7 @@ import {
   type ProcessKey,
   type SyscallEvent,
 } from '../records.ts';
-import { isLoopback, type NameOf } from '../timeline/destinations.ts';
+import { isOfVm, type NameOf } from '../timeline/destinations.ts';
 import { absolutePath } from '../timeline/paths.ts';
 import { NOTHING_KNOWN, type Process, ProcessTable } from '../timeline/process-table.ts';
 import { OpenSockets } from './open-sockets.ts';
@@ -165,7 +165,7 @@ export class Candidates {
         });
       case 'connect': {
         const { family, address, port, protocol } = event;
-        if ((family !== FAMILY_IPV4 && family !== FAMILY_IPV6) || isLoopback(address)) return undefined;
+        if ((family !== FAMILY_IPV4 && family !== FAMILY_IPV6) || isOfVm(address)) return undefined;
         const host = this.#nameOf(address) ?? address;
         this.#noteConnections(pid, [`${host}:${port}`]);
         return this.#candidate(event, process, 'connect', { host, address, port, protocol });

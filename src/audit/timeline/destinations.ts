@@ -1,5 +1,5 @@
 /** Names in place of the synthetic addresses of a run. */
-import { SyntheticAddresses } from '../../egress/synthetic-addresses.ts';
+import { RESOLVER_ADDRESS, SyntheticAddresses } from '../../egress/synthetic-addresses.ts';
 import type { ConnectEvent } from '../records.ts';
 
 /** The name that an address stands for; undefined for real addresses, and for those that stand for nothing. */
@@ -15,9 +15,15 @@ export function namesInOrder(allowed: Iterable<string>): NameOf {
   return (address) => addresses.nameOf(address);
 }
 
-/** Addresses of the machine itself: nothing leaves the VM. */
-export function isLoopback(address: string): boolean {
-  return address === '::1' || address.startsWith('127.') || address === '0.0.0.0' || address === '::';
+/** Addresses of the VM itself. What its name service is asked leaves it as a question of its own (src/egress/name-service.ts). */
+export function isOfVm(address: string): boolean {
+  return (
+    address === '::1' ||
+    address.startsWith('127.') ||
+    address === '0.0.0.0' ||
+    address === '::' ||
+    address === RESOLVER_ADDRESS
+  );
 }
 
 const EINPROGRESS = -115;

@@ -37,7 +37,13 @@ test('a build is a tree: every process has the parent that forked it and what it
   assert.ok(assembler);
   const line: string[] = [];
   for (let at: Process | undefined = assembler; at; at = table.parentOf(at)) line.push(at.binary);
-  assert.deepEqual(line, ['/usr/bin/as', '/usr/bin/x86_64-linux-gnu-gcc-12', '/usr/bin/make', '/bin/sh', '']);
+  assert.deepEqual(line, [
+    '/usr/bin/as',
+    '/usr/bin/x86_64-linux-gnu-gcc-12',
+    '/usr/bin/make',
+    '/bin/sh',
+    '/init',
+  ]);
   assert.equal(assembler.status, 0);
   assert.equal(assembler.origin, 'exec');
 });

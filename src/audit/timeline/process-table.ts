@@ -129,7 +129,7 @@ export class ProcessTable {
     if (known) return known;
     const parent = parentPid === key.pid ? undefined : this.#byPid.get(parentPid);
     return this.#insert({
-      ...NOTHING_KNOWN,
+      ...(key.pid === 1 ? GUEST_AGENT : NOTHING_KNOWN),
       pid: key.pid,
       startedNs: key.startedNs,
       sinceNs: key.startedNs <= timeNs ? key.startedNs : timeNs,
@@ -253,6 +253,9 @@ export const NOTHING_KNOWN = {
   status: undefined,
   version: 0,
 } as const;
+
+/** It ran before anything was recorded. No job can have its number, which the guest's kernel gives out once. */
+const GUEST_AGENT = { ...NOTHING_KNOWN, binary: '/init', args: ['/init'], cwd: '/', origin: 'exec' } as const;
 
 function linkTo({ pid, startedNs, sinceNs }: Process): ParentLink {
   return { pid, startedNs, sinceNs };

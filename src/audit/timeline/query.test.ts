@@ -29,6 +29,8 @@ test('processes are found by pid, by name and by path', () => {
   const pid = String(find({ process: 'as' })[0]?.process?.pid);
   assert.deepEqual(kinds({ process: pid }), ['exec', 'file', 'exit']);
   assert.deepEqual(kinds({ process: 'a' }), []);
+  const byLink = find({ process: 'cc' });
+  assert.ok(byLink.some(({ process }) => process?.binary === '/usr/bin/x86_64-linux-gnu-gcc-12'));
 });
 
 test('system calls are found by name and number', () => {
@@ -48,7 +50,7 @@ test('paths are found by file, directory and pattern', () => {
 
 test('destinations are found by name, pattern, address and port', () => {
   const both = ['connect', 'connect'];
-  for (const destination of ['registry.example', 'Registry.example:443', '*.example']) {
+  for (const destination of ['registry.example', 'Registry.example:443', '*.example', '*', '*:443']) {
     assert.deepEqual(kinds({ destination }), both, destination);
   }
   for (const destination of [
@@ -59,7 +61,7 @@ test('destinations are found by name, pattern, address and port', () => {
   ]) {
     assert.deepEqual(kinds({ destination }), ['connect'], destination);
   }
-  for (const destination of ['registry.example:80', 'example', '*.registry.example']) {
+  for (const destination of ['registry.example:80', 'example', '*.registry.example', '*:80']) {
     assert.deepEqual(kinds({ destination }), [], destination);
   }
 });

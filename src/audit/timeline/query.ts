@@ -90,7 +90,10 @@ export class Query {
 
 function processTest(term: string): Test<Process> {
   if (/^[0-9]+$/.test(term)) return ({ pid }) => pid === Number(term);
-  if (!term.includes('/')) return ({ binary }) => posix.basename(binary) === term;
+  // By either name: `gcc` is a link to `x86_64-linux-gnu-gcc-12`.
+  if (!term.includes('/'))
+    return ({ binary, args: [called = ''] }) =>
+      posix.basename(binary) === term || (called !== '' && posix.basename(called) === term);
   const test = pathTest(term);
   return ({ binary }) => test(binary);
 }
@@ -128,5 +131,5 @@ function destinationTest(term: string): (host: string, port: number) => boolean 
   const isBelow = name.startsWith('*.');
   return (found, port) =>
     (wantedPort === undefined || Number(wantedPort) === port) &&
-    (isBelow ? found.endsWith(name.slice(1)) : found === name);
+    (host === '*' || (isBelow ? found.endsWith(name.slice(1)) : found === name));
 }

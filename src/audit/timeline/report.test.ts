@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { makeBuild, npmCi, reverseShell, SyntheticRun } from '../../../test/support/audit-run.ts';
+import { Actor, makeBuild, npmCi, reverseShell, SyntheticRun } from '../../../test/support/audit-run.ts';
 import { namesInOrder } from './destinations.ts';
 import {
   buildReport,
@@ -57,7 +57,7 @@ test('destinations have the names that were asked for, whichever family was conn
   npmCi(run);
   const node = run.step('x');
   node.connect('198.18.1.2', 22, { result: -111 }).connect('192.0.2.1', 80).connect('127.0.0.1', 9);
-  node.connect('198.18.1.3', 1);
+  node.connect('198.18.1.3', 1).connect('198.18.0.1', 53, { protocol: 17 });
   const { destinations } = await reportOf(run);
   assert.deepEqual(
     destinations.map(({ host, port, count, refused }) => [host, port, count, refused]),
@@ -107,6 +107,8 @@ test('processes of the guest agent belong to the step that ran when they were st
 
 test('clocks that are apart do not move processes to other steps, as long as each step has one', async () => {
   const run = new SyntheticRun();
+  const agent = new Actor(run, { pid: 1, startedNs: 0n }, 0);
+  agent.fork().exit(); // it moves the working tree into the VM
   const roots = [run.step('a'), run.step('b'), run.step('c')];
   const steps = roots.map(({ startedNs }, index) => ({
     name: `${index}`,
@@ -114,8 +116,13 @@ test('clocks that are apart do not move processes to other steps, as long as eac
   }));
   const { processes } = await reportOf(run, { ...OPTIONS, steps });
   assert.deepEqual(
-    processes.map(({ step }) => step),
-    [0, 1, 2],
+    processes.map(({ step, binary }) => [step, binary]),
+    [
+      [undefined, '/init'],
+      [0, '/bin/sh'],
+      [1, '/bin/sh'],
+      [2, '/bin/sh'],
+    ],
   );
 });
 

@@ -14,7 +14,7 @@ import {
   type FileName,
   type ProcessEvent,
 } from '../records.ts';
-import { isLoopback, type NameOf, wasRefused } from './destinations.ts';
+import { isOfVm, type NameOf, wasRefused } from './destinations.ts';
 import { absolutePath, isKept, isWithin } from './paths.ts';
 import { type Process, ProcessTable } from './process-table.ts';
 
@@ -198,13 +198,13 @@ class ReportBuilder {
   }
 
   /**
-   * Each step is one process that the guest agent starts. Where there are as many as steps, they are told by their order; else,
+   * Each step is one process that the guest agent starts; what it forks, and what runs no program, moves files in and out. Where there are as many as steps, they are told by their order; else,
    * as with a shell that was opened meanwhile, by when they were started.
    */
   #assignSteps(): void {
     const { steps } = this.#options;
     const roots = this.#nodes
-      .filter(({ parent }) => parent === undefined)
+      .filter(({ parent, origin }) => parent === undefined && origin !== 'fork')
       .toSorted((a, b) => (a.startNs < b.startNs ? -1 : a.startNs > b.startNs ? 1 : 0));
     const isByOrder = roots.length === steps.length;
     for (const [order, node] of roots.entries()) {
@@ -247,7 +247,7 @@ class ReportBuilder {
 
   #connect(event: ConnectEvent, node: ProcessNode | undefined): void {
     const { family, address, port, protocol } = event;
-    if ((family !== FAMILY_IPV4 && family !== FAMILY_IPV6) || isLoopback(address)) return;
+    if ((family !== FAMILY_IPV4 && family !== FAMILY_IPV6) || isOfVm(address)) return;
     const host = this.#options.nameOf(address) ?? address;
     const key = `${host} ${port} ${protocol}`;
     const entry = this.#count(this.#destinations, key, event, node, () => ({

@@ -78,18 +78,25 @@ export function reportText(run: ShownRun, report: Report, style: Style): string 
       ),
       style,
     ),
-    section(
-      'refused by policy',
-      run.refusals.map(
-        ({ action, count, denial }) =>
-          `${style.red(action)} ${oneLine(denial.message)}${times(count)}  ${style.dim(oneLine(denial.rule))}`,
-      ),
-      style,
-    ),
+    section('refused by policy', refusalLines(run, style), style),
     omitted.processes + omitted.entries > 0
       ? `\nnot shown, as there were too many: ${omitted.processes} processes, ${omitted.entries} other entries; \`ct audit export\` has them\n`
       : '',
   ].join('');
+}
+
+/** A name is asked for by its IPv4 and its IPv6 address: what reads the same is one line. */
+function refusalLines({ refusals }: ShownRun, style: Style): string[] {
+  const counts = new Map<string, { count: number; readonly rule: string }>();
+  for (const { action, count, denial } of refusals) {
+    const text = `${style.red(action)} ${oneLine(denial.message)}`;
+    const known = counts.get(text);
+    if (known) known.count += count;
+    else counts.set(text, { count, rule: oneLine(denial.rule) });
+  }
+  return [...counts].map(
+    ([text, { count, rule }]) => `${text}${count > 1 ? `  ×${count}` : ''}  ${style.dim(rule)}`,
+  );
 }
 
 function section(title: string, lines: readonly string[], style: Style): string {

@@ -72,7 +72,10 @@ function proofText(run: string, { seal }: Extract<AuditVerdict, { status: 'prove
   const calls = cpus.reduce((sum, { records }) => sum + records, 0);
   const stored = record.segments.reduce((sum, segment) => sum + segment.bytes, 0);
   const lines = [
-    ['record', `${calls} of system calls on ${cpus.length} CPUs, ${processRecords} of processes, no gaps`],
+    [
+      'record',
+      `${calls} of system calls on ${cpus.length === 1 ? '1 CPU' : `${cpus.length} CPUs`}, ${processRecords} of processes, no gaps`,
+    ],
     ['files', `${record.segments.length}, ${formatBytes(stored)} for ${formatBytes(bytes)}`],
     ['head', record.head],
     [
