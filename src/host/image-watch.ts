@@ -56,6 +56,7 @@ export class ImageWatch {
   #scanning: Worker | undefined;
   #scanned = '';
   #scanDueMs = 0;
+  #problem = '';
   #closed = false;
 
   constructor(options: ImageWatchOptions) {
@@ -92,7 +93,12 @@ export class ImageWatch {
   /** One look at every image in use; never rejects. A second call waits for the first. */
   look(): Promise<void> {
     this.#looking ??= this.#lookAtAll()
-      .catch(this.#options.onProblem)
+      .then(
+        () => {
+          this.#problem = '';
+        },
+        (error) => this.#complain(error),
+      )
       .finally(() => {
         this.#looking = undefined;
       });
@@ -104,6 +110,13 @@ export class ImageWatch {
     clearInterval(this.#timer);
     await this.#looking;
     await this.#scanning?.terminate();
+  }
+
+  /** Once, not with every look. */
+  #complain(error: unknown): void {
+    const problem = messageOf(error);
+    if (this.#problem !== problem) this.#options.onProblem(error);
+    this.#problem = problem;
   }
 
   async #lookAtAll(): Promise<void> {

@@ -7,6 +7,7 @@ import type { Alert } from '../../src/audit/alert.ts';
 import { trustKeyFile } from '../../src/audit/host-key.ts';
 import { readAudit } from '../../src/audit/reader.ts';
 import type { AuditEvent } from '../../src/audit/records.ts';
+import type { AuditSeal } from '../../src/audit/seal.ts';
 import { verifyAudit } from '../../src/audit/verify.ts';
 import { socketDirectory } from '../../src/core/paths.ts';
 import { PresetResolver } from '../../src/egress/presets/index.ts';
@@ -93,11 +94,12 @@ async function run(script: string, cpus = 1): Promise<Ended> {
   return { result, detail: await client.run('latest'), events, output, tookMs };
 }
 
-async function proved({ detail }: Ended): Promise<void> {
+async function proved({ detail }: Ended): Promise<AuditSeal> {
   const directory = join(ctHome, 'audit', detail.run);
   const trust = await trustKeyFile(join(ctHome, 'keys/host.pub'));
   const verdict = await verifyAudit({ directory, run: detail.run, trust, now: new Date() });
-  assert.equal(verdict.status, 'proved', JSON.stringify(verdict));
+  assert.ok(verdict.status === 'proved', JSON.stringify(verdict));
+  return verdict.seal;
 }
 
 async function eventsOf({ detail }: Ended): Promise<AuditEvent[]> {
@@ -110,7 +112,8 @@ test('what a job does is on record to its last system call, and proved', async (
   const ended = await run('echo begin; /bin/true; cat /etc/hostname >/dev/null; echo end', 2);
   assert.deepEqual(ended.result, { outcome: 'success', exitCode: 0 }, ended.output);
   assert.equal(ended.detail.audit?.state, 'complete', JSON.stringify(ended.detail.audit));
-  await proved(ended);
+  const seal = await proved(ended);
+  assert.deepEqual([seal.image, seal.imageMade, seal.imageSigners], [image, 'built', []]);
   const events = await eventsOf(ended);
   const binaries = events.flatMap((event) => (event.kind === 'exec' ? [event.binary] : []));
   assert.ok(

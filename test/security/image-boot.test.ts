@@ -460,6 +460,26 @@ describe('what policy demands beyond a signature', () => {
     await refused(digest, 'IMAGE_VULNERABLE');
   });
 
+  test('a result of a scan of which a byte was changed is a denial or as good as before, and never an error of ours', async () => {
+    const digest = await host.addImage();
+    await sign(digest, await release());
+    host.setPolicy(policyOf('scan: {fail-on: high}'));
+    await scan(digest, 'high');
+    const results = join(host.ctHome, 'vuln/results', digest.slice('sha256:'.length));
+    const path = join(results, String(readdirSync(results)[0]));
+    const bytes = readFileSync(path);
+    for (let at = 0; at < bytes.length; at += 5) {
+      const changed = Buffer.from(bytes);
+      changed[at] = (changed[at] ?? 0) ^ 1;
+      writeFileSync(path, changed);
+      const { claimed, result } = await host.run(digest);
+      assert.equal(claimed, false, changed.toString());
+      assert.match(String(result.error?.code), /^(IMAGE_(VULNERABLE|SCAN_MISSING)|VULN_DB_STALE)$/);
+    }
+    await scan(digest, 'medium');
+    await boots(digest);
+  });
+
   test('what somebody accepted until yesterday counts again today', async () => {
     const digest = await host.addImage();
     await sign(digest, await release());

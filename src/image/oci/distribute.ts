@@ -149,9 +149,26 @@ export async function pushImage(name: string, options: TransferOptions): Promise
   const bundles = await new ImageSignatures(ctHome).list(stored.digest);
   for (const bundle of bundles) {
     const layer = await putSmall(registry, bundle, BUNDLE_TYPE);
-    await putReferrer(registry, subject, layer, { 'dev.sigstore.bundle.content': 'dsse-envelope' });
+    const predicateType = predicateTypeOf(bundle);
+    await putReferrer(registry, subject, layer, {
+      'dev.sigstore.bundle.content': 'dsse-envelope',
+      ...(predicateType === undefined ? {} : { 'dev.sigstore.bundle.predicateType': predicateType }),
+    });
   }
   return { digest: stored.digest, registryDigest: subject.digest, signatures: bundles.length };
+}
+
+/** What a bundle says that it is about, for tools that list what refers to an image; nobody has verified it. */
+function predicateTypeOf(bundle: Uint8Array): string | undefined {
+  try {
+    const { content } = parseBundle(bundle);
+    if (content.$case !== 'dsseEnvelope') return undefined;
+    const statement: unknown = JSON.parse(content.dsseEnvelope.payload.toString('utf8'));
+    const type = isObject(statement) ? statement['predicateType'] : undefined;
+    return typeof type === 'string' ? type : undefined;
+  } catch {
+    return undefined;
+  }
 }
 
 async function putSmall(registry: Registry, bytes: Buffer, mediaType: string): Promise<Descriptor> {

@@ -9,6 +9,7 @@
 import { readdir, readFile, rm, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { writeAtomically } from '../../core/atomic-file.ts';
+import { isObject } from '../../core/json.ts';
 import { directoryState } from '../signatures.ts';
 import { vulnDirectory } from './database.ts';
 import type { Exception } from './exceptions.ts';
@@ -159,11 +160,29 @@ export async function forgetGone(
 async function read(path: string): Promise<ScanResult | undefined> {
   try {
     if ((await stat(path)).size > MAX_RESULT_BYTES) return undefined;
-    const result = JSON.parse(await readFile(path, 'utf8')) as ScanResult;
-    return result.version === 1 ? result : undefined;
+    const result: unknown = JSON.parse(await readFile(path, 'utf8'));
+    return isResult(result) ? result : undefined;
   } catch {
     return undefined;
   }
+}
+
+/** As far as policies are told of it: what was changed on disk is no result. */
+function isResult(value: unknown): value is ScanResult {
+  if (!isObject(value) || value['version'] !== 1) return false;
+  const { image, source, scannedAt, packages, findings, detector } = value;
+  return (
+    (detector === 'database' || detector === 'apt') &&
+    isObject(image) &&
+    isObject(source) &&
+    isObject(packages) &&
+    [image['digest'], source['revision'], source['asOf'], scannedAt].every(
+      (text) => typeof text === 'string',
+    ) &&
+    Array.isArray(packages['unexamined']) &&
+    Array.isArray(findings) &&
+    findings.every((finding) => isObject(finding) && typeof finding['severity'] === 'string')
+  );
 }
 
 /** A finding as alerts tell them apart. */
