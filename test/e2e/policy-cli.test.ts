@@ -28,7 +28,7 @@ let ctHome = '';
 let server: Server;
 /** What the daemon was sent to check, and what it answers. */
 let asked: unknown[] = [];
-let check: PolicyCheck;
+let check: PolicyCheck | { readonly error: { readonly code: string; readonly message: string } };
 
 const request = (kind: string, host: string, more: object = {}): object => ({
   kind,
@@ -88,7 +88,7 @@ before(async () => {
   );
   const info: PolicyInfo = { revision: 'rev1', directory: policy, mode: 'enforce' };
   const answers: Readonly<Record<string, unknown>> = {
-    'GET /v1/info': { pid: 1, build: 'source', ctHome },
+    'GET /v1/info': { pid: 1, build: 'source', ctHome, cpus: 64, memoryMib: 65_536 },
     'GET /v1/policy': info,
     'GET /v1/runs/r1': run,
     'GET /v1/runs/latest': run,
@@ -100,6 +100,10 @@ before(async () => {
     const what = `${incoming.method} ${incoming.url}`;
     if (what === 'POST /v1/policy/check') asked.push(JSON.parse(body));
     const answer = what === 'POST /v1/policy/check' ? check : answers[what];
+    if (what === 'POST /v1/policy/check' && 'error' in check) {
+      response.writeHead(400).end(JSON.stringify(check));
+      return;
+    }
     const missing = { error: { code: 'RUN_NOT_FOUND', message: `no run for ${what}` } };
     response.writeHead(answer === undefined ? 404 : 200).end(JSON.stringify(answer ?? missing));
   });
@@ -248,6 +252,31 @@ test('ct policy test runs opa over the shipped rules and those given, and needs 
     (await ct(['policy', 'test', 'none'])).stderr,
     /^error\[USAGE\]: \S+\/none is not a directory/,
   );
+});
+
+test('a preset that is not configured ends `ct run` before there is an image', async () => {
+  const job = (network: string): void =>
+    writeFileSync(
+      join(directory, 'early/ct.yml'),
+      `version: 1\njobs: {a: {image: none-such, ${network}steps: [{run: "true"}]}}\n`,
+    );
+  mkdirSync(join(directory, 'early'));
+  check = { error: { code: 'PRESET_UNCONFIGURED', message: 'the preset `npm` is not configured' } };
+  job('network: [npm], ');
+  const early = await ct(['run', '-C', 'early']);
+  assert.match(early.stderr, /error\[PRESET_UNCONFIGURED\]: the preset `npm`/);
+  assert.notEqual(early.status, 0);
+  // The control: nothing to resolve, and so the image is what is missing.
+  job('network: ["https://a.example"], ');
+  assert.match((await ct(['run', '-C', 'early'])).stderr, /error\[IMAGE_NOT_FOUND\]/);
+});
+
+test('another CT_POLICY_DIR than that of the daemon is said, and that of the daemon is not', async () => {
+  check = { revision: 'rev1', decision: { allow: true, denials: [] }, presets: [] } as unknown as PolicyCheck;
+  const other = await ct(['policy', 'check'], { CT_POLICY_DIR: '/nowhere' });
+  assert.match(other.stderr, /warning: CT_POLICY_DIR is \/nowhere, but the host daemon .*\/policy: end it/);
+  const same = await ct(['policy', 'check'], { CT_POLICY_DIR: join(directory, 'policy') });
+  assert.doesNotMatch(same.stderr, /CT_POLICY_DIR/);
 });
 
 test('ct alerts lists what was filed, of all runs, of one, and since a time', async () => {

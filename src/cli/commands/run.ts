@@ -103,17 +103,22 @@ class Run {
     using renderer = await createRenderer(this.#options, this.#plan, this.#output);
     const { signal } = cancellation;
     const ctHome = ctHomePath();
-    const [{ connectHost }, { checkCapacity }, { runPlan }, { findOrigin }] = await Promise.all([
-      import('../../host/client.ts'),
-      import('../../job/plan.ts'),
-      import('../../job/schedule.ts'),
-      import('../origin.ts'),
-    ]);
+    const [{ connectHost }, { checkCapacity }, { runPlan }, { findOrigin }, { checkPresets, policyNotice }] =
+      await Promise.all([
+        import('../../host/client.ts'),
+        import('../../job/plan.ts'),
+        import('../../job/schedule.ts'),
+        import('../origin.ts'),
+        import('../before-images.ts'),
+      ]);
     // git answers while the daemon is reached.
     const originFound = findOrigin(this.#root);
     const host = await connectHost({ ctHome, signal });
     const capacity = host.greeting;
     checkCapacity(this.#plan, capacity);
+    const notice = await policyNotice(host, process.env);
+    if (notice !== undefined) this.#output.write('stderr', `warning: ${notice}\n`);
+    await checkPresets(this.#plan.jobs, host, originFound);
     const [images, origin] = await Promise.all([this.#resolveImages(ctHome, renderer, signal), originFound]);
 
     const ends = await runPlan(this.#plan, {

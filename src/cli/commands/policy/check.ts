@@ -5,6 +5,7 @@ import { ctHomePath } from '../../../core/paths.ts';
 import { loadJobs } from '../../../job/load.ts';
 import { type PlannedJob, planJobs, toJobRequest } from '../../../job/plan.ts';
 import type { JobOrigin } from '../../../protocol/network.ts';
+import { policyNotice } from '../../before-images.ts';
 import type { ParsedOptions } from '../../command.ts';
 import { anyHost } from '../../host.ts';
 import { imageInputs } from '../../images.ts';
@@ -18,6 +19,8 @@ export async function run(parsed: ParsedOptions, output: Output): Promise<number
   const loaded = loadJobs(resolve(parsed.value('directory') ?? '.'));
   const { jobs } = planJobs(loaded, { targets: parsed.positionals });
   const host = await anyHost();
+  const notice = await policyNotice(host, process.env);
+  if (notice !== undefined) output.write('stderr', `warning: ${notice}\n`);
   const [policy, origin, images] = await Promise.all([
     host.policy(),
     originOf(loaded.root, parsed.value('trust')),
