@@ -7,6 +7,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { installRoot } from '../../src/core/install.ts';
 import { findHost } from '../../src/host/client.ts';
 import { generateKeyPair } from '../../src/signing/own-key.ts';
+import { affected, osvRecord } from '../fixtures/vuln/records.ts';
 import { borrowImages } from '../support/borrowed-home.ts';
 import { stopHost } from '../support/host.ts';
 import { testHome } from '../support/images.ts';
@@ -79,4 +80,26 @@ test('an image that policy lets in no longer is refused with 122, its warm VMs a
     [imageStanding.made, imageStanding.signers, imageStanding.allowed],
     ['built', ['release'], true],
   );
+});
+
+test('the daemon compares images that jobs have used with a new database of vulnerabilities, in a thread of its own', async () => {
+  setPolicy('  local: allow');
+  const used = await ct('run', '--memory', '512M', '--', 'true');
+  assert.equal(used.status, 0, used.stderr);
+  const feed = join(scratch.path, 'feed.jsonl');
+  const record = osvRecord('DEBIAN-CVE-2026-77', { affected: [affected('Debian:12', 'bash', '99')] });
+  writeFileSync(feed, `${JSON.stringify(record)}\n`);
+  const update = await ct('vuln', 'db', 'update', '--from', feed);
+  assert.equal(update.status, 0, update.stderr);
+  const until = performance.now() + LOOK_MS;
+  for (;;) {
+    const { stdout } = await ct('alerts', '--json');
+    if (/"ct\.image\.vulnerability".*CVE-2026-77|CVE-2026-77.*"ct\.image\.vulnerability"/.test(stdout)) break;
+    assert.ok(performance.now() < until, `no alert: ${stdout}`);
+    await sleep(500);
+  }
+  setPolicy('  scan: {fail-on: low}');
+  const refused = await ct('run', '--memory', '512M', '--', 'true');
+  assert.equal(refused.status, 122, refused.stderr);
+  assert.match(refused.stderr, /IMAGE_VULNERABLE/);
 });
