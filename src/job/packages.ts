@@ -16,7 +16,7 @@ interface Manager {
   readonly inputs: readonly string[];
   /** The first of them that is there is the lock file. */
   readonly locks: readonly string[];
-  /** Variables of the step that fetches: nothing that it unpacks is run there. */
+  /** Variables of the step that fetches: nothing that it unpacks is run there, or read as what is to be run. */
   readonly fetchEnv: Readonly<Record<string, string>>;
   readonly install: readonly string[];
   /** In the output of either step: an archive has another digest. */
@@ -29,7 +29,8 @@ export const MANAGERS: Readonly<Record<PackageManager, Manager>> = {
   npm: {
     inputs: ['package.json', 'package-lock.json', 'npm-shrinkwrap.json', '.npmrc'],
     locks: ['npm-shrinkwrap.json', 'package-lock.json'],
-    fetchEnv: { npm_config_ignore_scripts: 'true' },
+    // To link a program, npm looks into it.
+    fetchEnv: { npm_config_ignore_scripts: 'true', npm_config_bin_links: 'false' },
     install: ['npm', 'ci', '--offline', '--no-audit', '--no-fund'],
     mismatch: /\bEINTEGRITY\b|seems to be corrupted/,
     undigested: undigestedOfNpm,
