@@ -427,3 +427,29 @@ test('a command line is planned as a job of one step', () => {
     'RESOURCES_EXCEED_HOST',
   );
 });
+
+test('a step with packages is two: one that fetches, and one of ours that checks', () => {
+  const { steps } = only('steps: [{name: i, run: npm ci, packages: npm}, {run: npm test, network: none}]');
+  assert.deepEqual(
+    steps.map(({ name, network, packages }) => [name, network, packages?.role]),
+    [
+      ['i', undefined, 'fetch'],
+      ['npm: packages are those of the lock file', 'none', 'verify'],
+      ['npm test', 'none', undefined],
+    ],
+  );
+  for (const more of ['network: none', "if: 'always()'"]) {
+    const error = errorOf(() => only(`steps: [{run: npm ci, packages: npm, ${more}}]`));
+    assert.equal(error.code, 'JOB_FILE_INVALID');
+    assert.match(error.message, /a step with `packages` cannot have/);
+  }
+});
+
+test('what a job asks of its code is sent along; the command line comes first', () => {
+  assert.equal(only(STEPS).exec, undefined);
+  assert.equal(only(`exec: audit, ${STEPS}`).exec, 'audit');
+  assert.equal(only(`exec: audit, ${STEPS}`, { exec: 'terminate' }).exec, 'terminate');
+  const [job] = planCommand({ argv: ['true'], exec: 'enforce' }).jobs;
+  assert.ok(job);
+  assert.equal(toJobRequest(job, { image: 'sha256:0', sendsTree: true }).exec, 'enforce');
+});

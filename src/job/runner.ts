@@ -31,6 +31,8 @@ const HINT_TAIL_BYTES = 16_384;
  * steps would not be let read.
  */
 const FETCH_ENV = { PYTHONDONTWRITEBYTECODE: '1' };
+/** As a shell reports it: 128 and signal 9. */
+const KILLED = 137;
 /** From the decision that a job is to end until it ends without having said so to its client. */
 const ENDING_GRACE_MS = 2000;
 
@@ -313,17 +315,22 @@ class JobRun {
       if (mismatch) return await this.#unverified(index, step, mismatch, durationMs, exitCode);
       const oomKilled = result.kind !== 'failed' && result.oomKilled;
       const { network } = this.#options.request;
-      const hint = hintFor({
-        output: tail.bytes(),
-        exitCode,
-        oomKilled,
-        image: this.#options.image.name,
-        memoryMib: this.#options.request.memoryMib,
-        ...(network === undefined || step.network === 'none' ? {} : { network }),
-        ...(result.kind === 'failed'
-          ? { startError: { errno: result.errno, program: step.argv[0] ?? '' } }
-          : {}),
-      });
+      // Then it is said elsewhere what was killed, and why.
+      const mayBeRefused =
+        this.#options.code?.settings.mode === 'terminate' && exitCode === KILLED && !oomKilled;
+      const hint = mayBeRefused
+        ? undefined
+        : hintFor({
+            output: tail.bytes(),
+            exitCode,
+            oomKilled,
+            image: this.#options.image.name,
+            memoryMib: this.#options.request.memoryMib,
+            ...(network === undefined || step.network === 'none' ? {} : { network }),
+            ...(result.kind === 'failed'
+              ? { startError: { errno: result.errno, program: step.argv[0] ?? '' } }
+              : {}),
+          });
       await this.#stepEnd(index, step, 'failure', durationMs, {
         exitCode,
         ...(result.kind === 'signalled' ? { signal: result.signal } : {}),

@@ -287,3 +287,45 @@ test('signers of images are keys or identities, and what is neither is a problem
       image,
     );
 });
+
+test('which code may run is said in general, for a repository and for strangers; all of it may unless it is said', () => {
+  const all = { mode: 'off', trust: { source: true, built: true }, inline: {} };
+  assert.deepEqual(toPlain(parse(`version: 1\n${EGRESS}${ADMISSION}${LIMITS}`).config.general.exec), all);
+  const { config } = parse(`version: 1\n${EGRESS}${ADMISSION}${LIMITS}exec:
+  mode: audit
+  inline: [perl]
+  interpreters: [{path: /usr/bin/guile, endings: [.scm], options: [-c]}]
+repositories:
+  acme/site: {exec: {mode: terminate, trust: []}}
+untrusted:
+  egress: {allow: []}
+  exec: {trust: [built], inline: ['*']}
+`);
+  assert.deepEqual(toPlain(config.general.exec), { ...all, mode: 'audit', inline: { perl: true } });
+  const site = { mode: 'terminate', trust: {}, inline: { perl: true } };
+  assert.deepEqual(toPlain(config.profiles.exact['acme/site']?.exec), site);
+  const strangers = { mode: 'audit', trust: { built: true }, inline: { '*': true } };
+  assert.deepEqual(toPlain(config.untrusted?.exec), strangers);
+  const guile = { '/usr/bin/guile': { endings: ['.scm'], options: ['-c'], arguments: 'first' } };
+  assert.deepEqual(toPlain(config.interpreters), guile);
+});
+
+/** Without what has no prototype. */
+function toPlain(value: unknown): unknown {
+  return JSON.parse(JSON.stringify(value));
+}
+
+for (const [name, exec] of [
+  ['an unknown mode', 'mode: strict'],
+  ['an unknown origin', 'trust: [downloads]'],
+  ['an interpreter without an absolute path', 'interpreters: [{path: python3}]'],
+  ['the same interpreter twice', 'interpreters: [{path: /a}, {path: /a}]'],
+  ['an ending that is a path', 'interpreters: [{path: /a, endings: [x/y]}]'],
+  ['an option that is none', 'interpreters: [{path: /a, options: [c]}]'],
+] as const) {
+  test(`POLICY_INVALID: ${name} of code`, () => {
+    assert.throws(() => parse(`version: 1\n${EGRESS}${ADMISSION}${LIMITS}exec:\n  ${exec}\n`), {
+      code: 'POLICY_INVALID',
+    });
+  });
+}

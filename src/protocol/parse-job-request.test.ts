@@ -110,3 +110,19 @@ test('names: as of variables, without those that ct sets', () => {
   for (const name of ['A', '_', 'a1', 'CT_HOME', 'CTX']) assert.ok(isSecretName(name), name);
   for (const name of ['', '1A', 'a-b', 'CT', 'CT_RUN', 'A\n', 'ü']) assert.ok(!isSecretName(name), name);
 });
+
+test('what a job asks of its code and its packages passes; off cannot be asked for', () => {
+  const packages = { manager: 'npm', role: 'verify' };
+  const steps = [{ ...STEP, packages: { ...packages, more: 1 } }];
+  const parsed = parseJobRequest({ ...REQUEST, exec: 'terminate', steps });
+  assert.deepEqual([parsed.exec, parsed.steps[0]?.packages], ['terminate', packages]);
+  for (const change of [
+    { exec: 'off' },
+    { exec: 1 },
+    { steps: [{ ...STEP, packages: 'npm' }] },
+    { steps: [{ ...STEP, packages: { manager: 'other', role: 'fetch' } }] },
+    { steps: [{ ...STEP, packages: { manager: 'npm', role: 'x' } }] },
+  ]) {
+    assert.throws(() => parseJobRequest({ ...REQUEST, ...change }), { code: 'HOST_PROTOCOL' });
+  }
+});

@@ -76,7 +76,9 @@ test(
 );
 
 test('negative control: packages that nobody has checked do not run', LIMIT, async () => {
-  const run = await npm({ steps: [{ name: 'install', run: 'npm ci --ignore-scripts' }, TEST] });
+  const run = await npm({
+    steps: [{ name: 'install', run: 'npm ci --ignore-scripts --no-bin-links' }, TEST],
+  });
   assert.equal(run.outcome.status, 122, said(run));
   assert.equal(run.alerts[0]?.rule, 'ct.exec.unsigned');
   assert.match(String(run.alerts[0]?.file?.path), /^\/workspace\/node_modules\/greet\/index\.js$/);

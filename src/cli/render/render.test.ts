@@ -417,6 +417,47 @@ test('a command is told of what was denied and what ended it, and of nothing els
   );
 });
 
+const CODE: RunEvent = {
+  type: 'code',
+  action: 'denied',
+  path: '/workspace/tool',
+  rule: 'ct.exec.unsigned',
+  message: 'bash tried to run /workspace/tool\n\u001b[2J, for which nothing vouches',
+  hint: 'sign it',
+};
+
+test('refused code is told at once, code that is only recorded at the end of its job, to people and commands', () => {
+  const events: RunEvent[] = [
+    CODE,
+    { ...CODE, action: 'recorded', message: 'bash ran a' },
+    { ...CODE, action: 'recorded', message: 'bash ran b' },
+    { ...CODE, action: 'terminated', message: 'never shown: the result says it' },
+  ];
+  const end = ran({ outcome: 'success', exitCode: 0 });
+  const said = [
+    'denied: bash tried to run /workspace/tool [2J, for which nothing vouches (rule ct.exec.unsigned)',
+    '  hint: sign it',
+    'these 2 would be refused if `exec` were not only `audit`:',
+    '  bash ran a (rule ct.exec.unsigned)',
+    '  bash ran b (rule ct.exec.unsigned)',
+  ];
+  const texts = new Paper();
+  const text = new TextRenderer(new Terminal(texts, { live: false }), {
+    jobNames: ['a'],
+    stdoutTo: 'stdout',
+  });
+  const first = job('a', 'one');
+  play(text, first, events);
+  text.jobEnd(first, end);
+  assert.equal(texts.text('stderr'), [...said, '✓ a passed', ''].join('\n'));
+  const commands = new Paper();
+  const command = new CommandRenderer(new Terminal(commands, { live: false }));
+  const second = job('command', 'x');
+  play(command, second, events);
+  command.jobEnd(second, end);
+  assert.equal(commands.text(), [...said, ''].join('\n'));
+});
+
 test('a job that policy does not let in ends with the status of policy', () => {
   const error = { code: 'POLICY_DENIED', message: 'no' } as const;
   assert.equal(exitStatusOf([ran({ outcome: 'infrastructure', exitCode: 122, error })], 'jobs'), 122);
