@@ -247,7 +247,7 @@ export class EgressProxy {
       client: stream,
       server: socket,
       inspect: (facts) => control.inspect(connection, facts),
-      resetClient: () => reset(stream),
+      resetClient: () => resetStream(stream),
       onClosed: (bytesSent, bytesReceived) => control.closed(connection, bytesSent, bytesReceived),
       ...(this.#options.times && { times: this.#options.times }),
     });
@@ -258,8 +258,8 @@ function isOver(stream: ServerHttp2Stream): boolean {
   return stream.destroyed || stream.closed || stream.aborted;
 }
 
-/** As a TCP connection is reset (RFC 9113, 8.5). */
-function reset(stream: ServerHttp2Stream): void {
+/** As a TCP connection is reset (RFC 9113, 8.5): by RST_STREAM alone. */
+export function resetStream(stream: ServerHttp2Stream): void {
   if (stream.closed || stream.destroyed) return;
   // Node would end the stream before it resets it, and the job would take a refusal for an orderly end.
   stream._final = (callback) => callback();

@@ -4,6 +4,7 @@ import { randomBytes } from 'node:crypto';
 import { constants, type ServerHttp2Stream } from 'node:http2';
 import { after, before, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { resetStream } from '../../src/egress/proxy.ts';
 import { Attempt } from '../../src/protocol/guest-link.ts';
 import { EgressHost, echo, refuse } from '../support/egress-host.ts';
 import { makeVmm, type TestGuest, type TestVmm } from '../support/machines.ts';
@@ -137,7 +138,8 @@ test('a reset goes through in both directions, and is no end', async () => {
     stream.on('close', () => codes.push(stream.rstCode));
     stream.resume();
     stream.write('x');
-    if (authority.endsWith(':1')) setTimeout(() => stream.destroy(new Error('broken')), 100);
+    // `destroy` would end the stream before it resets it, and the guest might see that first.
+    if (authority.endsWith(':1')) setTimeout(() => resetStream(stream), 100);
   };
   const out = await python(
     guest,
@@ -151,7 +153,7 @@ one.close()`,
   );
   assert.equal(out, "b'x' ECONNRESET\nb'x'");
   await until('both are closed', () => codes.length === 2);
-  assert.deepEqual(codes, [constants.NGHTTP2_INTERNAL_ERROR, constants.NGHTTP2_CONNECT_ERROR]);
+  assert.deepEqual(codes, [constants.NGHTTP2_CONNECT_ERROR, constants.NGHTTP2_CONNECT_ERROR]);
 });
 
 test('what the host refuses is reset at once', async () => {
