@@ -109,8 +109,8 @@ const RAWJSON_SECTION = `## Machine-readable output
 \`jobs\`, each with \`name\`, \`image\`, \`outcome\` (\`success\`, \`failure\`, \`timeout\`, \`cancelled\`,
 \`infrastructure\`, \`violation\`, \`skipped\`), \`exitCode\`, \`error\`, \`durationMs\`, \`vm\` (\`accelerator\`,
 \`securityBoundary\`, \`vmm\`, \`source\`, \`claimMs\`, \`destroyMs\`), \`steps\`, \`artifacts\`, \`policy\` (\`digest\`, \`mode\`,
-\`presets\`: what let it in) and \`network\` (what was recorded, denied or ended it: \`action\`, \`host\`, \`port\`,
-\`rule\`, \`message\`, \`hint\`). What is not known, or did not happen, is left out.
+\`presets\`: what let it in), \`network\` (what was recorded, denied or ended it: \`action\`, \`host\`, \`port\`,
+\`rule\`, \`message\`, \`hint\`) and \`code\` (the same of code that nobody vouches for, with \`path\`). What is not known, or did not happen, is left out.
 
 \`ct run --progress=rawjson\` prints a line of JSON per event as it happens. \`type\` says which: \`progress\`,
 \`job-start\`, the events of \`src/protocol/run.ts\` with the name of their \`job\`, \`output\` (\`stream\`, \`step\`,
@@ -120,7 +120,7 @@ where output was not kept.
 
 \`ct ps --json\` prints a line of JSON per run; [runs.md](runs.md) lists its keys and those of \`ct inspect --json\`.
 \`ct alerts --json\` prints a line per alert; [alerts.md](alerts.md) lists its keys. \`ct policy check --json\` prints
-\`version\`, \`policy\`, \`allowed\` and \`jobs\` (\`name\`, \`image\`, \`allowed\`, \`denials\`, \`network\`, \`presets\`);
+\`version\`, \`policy\`, \`allowed\` and \`jobs\` (\`name\`, \`image\`, \`allowed\`, \`denials\`, \`network\`, \`code\`, \`presets\`);
 \`ct policy explain --json\` prints \`version\`, \`run\`, \`job\`, \`policy\`, \`full\` (later events are missing) and
 \`denials\` (\`id\`, \`time\`, \`step\`, \`action\`, \`count\`, \`rule\`, \`message\`, \`hint\`, \`request\`, \`source\`, \`data\`).
 

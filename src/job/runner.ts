@@ -128,7 +128,7 @@ class JobRun {
     using cleanup = new DisposableStack();
     if (this.#options.beforeAll) await this.#unlessAborted(this.#options.beforeAll());
     const { code, session } = this.#options;
-    if (code) await this.#unlessAborted(session.setCode(code.settings));
+    if (code) await this.#unlessAborted(session.setCode(code.settings).catch(cannotJudge));
     if (request.sendsTree) await this.#stage();
     else if (this.#options.expected) {
       throw new CtError('VERIFY_EVIDENCE_MISSING', 'the working tree has to be verified, and none is sent');
@@ -452,6 +452,18 @@ class JobRun {
           : `${WORKSPACE_DIRECTORY}/${cwd}`,
     });
   }
+}
+
+function cannotJudge(error: unknown): never {
+  if (!(error instanceof CtError) || error.code !== 'GUEST_REFUSED') throw error;
+  throw new CtError(
+    'GUEST_REFUSED',
+    `only some code may run, and the VM cannot tell which: ${error.message}`,
+    {
+      hint: 'an image that was built by an earlier version of ct cannot: build it again',
+      cause: error,
+    },
+  );
 }
 
 function seconds(ms: number): string {

@@ -8,7 +8,8 @@ import { after, before, test } from 'node:test';
 import { CodeHost, type CodeRun, type CodeStep } from '../support/code-host.ts';
 import { type NpmPackage, npmPackage, publish, wheel } from '../support/package-registry.ts';
 
-const LIMIT = { timeout: 240_000 };
+/** npm takes its time under emulation. */
+const LIMIT = { timeout: 480_000 };
 
 let host: CodeHost;
 let files: Readonly<Record<string, string>>;

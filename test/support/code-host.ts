@@ -81,7 +81,8 @@ export class CodeHost implements AsyncDisposable {
       image,
       network: [`tcp://${REGISTRY_NAME}:${this.registry.port}`],
       resources: { memory: '1G' },
-      env: { REGISTRY: this.origin, npm_config_registry: this.origin },
+      // What is wrong with the registry stays wrong: npm need not try again after ten seconds.
+      env: { REGISTRY: this.origin, npm_config_registry: this.origin, npm_config_fetch_retries: '0' },
       ...(exec === undefined ? {} : { exec }),
       steps,
     };
