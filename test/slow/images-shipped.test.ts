@@ -28,6 +28,9 @@ const skip = await findSources('bookworm', { env: process.env }).then(
   (error: Error) => `images cannot be built here: ${error.message}`,
 );
 
+/** An image may have to be built first. */
+const slow = { skip, timeout: 600_000 };
+
 after(() => stopHost(testHome));
 
 type Files = Readonly<Record<string, string | Buffer>>;
@@ -67,7 +70,7 @@ function compile(source: string): Buffer {
 
 // --------------------------------------------------------------------------------------------- what they are for
 
-test('debian-12 builds a project of C with make, and its tests and git work', { skip }, async () => {
+test('debian-12 builds a project of C with make, and its tests and git work', slow, async () => {
   const files = {
     'sum.h': 'int sum(int a, int b);\n',
     'sum.c': '#include "sum.h"\nint sum(int a, int b) { return a + b; }\n',
@@ -115,7 +118,7 @@ require('node:http').createServer((request, response) => {
 }).listen(4873, '127.0.0.1', () => console.error('listening'));
 `;
 
-test('node installs what a lock file says with `npm ci`, and runs tests', { skip }, async () => {
+test('node installs what a lock file says with `npm ci`, and runs tests', slow, async () => {
   const files = {
     'registry/package/package.json': '{"name":"double","version":"1.0.0","main":"index.js"}',
     'registry/package/index.js': 'module.exports = (n) => 2 * n;\n',
@@ -159,7 +162,7 @@ with zipfile.ZipFile('double-1.0-py3-none-any.whl', 'w') as wheel:
     wheel.writestr(info + 'RECORD', ''.join(name + ',,\\n' for name in [*files, info + 'RECORD']))
 `;
 
-test('python installs wheels by hash into a venv, without a network, and runs tests', { skip }, async () => {
+test('python installs wheels by hash into a venv, without a network, and runs tests', slow, async () => {
   const files = {
     'wheel.py': WHEEL,
     'test_app.py':
@@ -171,11 +174,12 @@ test('python installs wheels by hash into a venv, without a network, and runs te
     [
       'python3 wheel.py',
       'echo "double==1.0 --hash=sha256:$(sha256sum < double-1.0-py3-none-any.whl | cut -c1-64)" > requirements.txt',
-      'python3 -m venv venv',
-      'venv/bin/pip install --no-index --find-links . --require-hashes -r requirements.txt >&2',
+      'python3 -c "import ensurepip"',
+      'python3 -m venv --without-pip venv',
+      'pip --python venv install --no-index --find-links . --require-hashes -r requirements.txt >&2',
       'venv/bin/python -m unittest -v >&2',
       'echo "double==1.0 --hash=sha256:$(printf %064d 0)" > requirements.txt',
-      'if venv/bin/pip install --force-reinstall --no-index --find-links . --require-hashes -r requirements.txt >&2',
+      'if pip --python venv install --force-reinstall --no-index --find-links . --require-hashes -r requirements.txt >&2',
       'then echo installed; else echo refused; fi',
       'python3 -c "import ssl, sqlite3, zoneinfo; print(len(ssl.create_default_context().get_ca_certs()) > 50, zoneinfo.ZoneInfo(\'Europe/Berlin\'))"',
       'type cc gcc make apt-get >&2 || echo no compiler',
@@ -184,10 +188,11 @@ test('python installs wheels by hash into a venv, without a network, and runs te
   assert.equal(stdout, 'refused\nTrue Europe/Berlin\nno compiler\n');
 });
 
-test('minimal runs a static program, knows its user, names and time zones, and has no shell', {
-  skip,
-}, async () => {
-  const program = compile(`
+test(
+  'minimal runs a static program, knows its user, names and time zones, and has no shell',
+  slow,
+  async () => {
+    const program = compile(`
 #include <pwd.h>
 #include <stdio.h>
 #include <time.h>
@@ -207,21 +212,22 @@ int main(void)
 	return fopen("made", "w") == NULL;
 }
 `);
-  const ran = await inImage('minimal', { 'app!': program }, ['./app']);
-  assert.equal(ran.status, 0, ran.said);
-  assert.equal(ran.stdout, 'ci /usr/sbin/nologin /home/ci CEST 1\n');
+    const ran = await inImage('minimal', { 'app!': program }, ['./app']);
+    assert.equal(ran.status, 0, ran.said);
+    assert.equal(ran.stdout, 'ci /usr/sbin/nologin /home/ci CEST 1\n');
 
-  for (const name of ['sh', 'bash', '/bin/sh', 'busybox', 'apt-get', 'dpkg']) {
-    assert.equal((await inImage('minimal', {}, [name])).status, 127, `${name} is not found`);
-  }
-  // The control: the same question finds one in an image that has it.
-  assert.equal((await inImage('python', {}, ['sh', '-c', 'exit 0'])).status, 0);
+    for (const name of ['sh', 'bash', '/bin/sh', 'busybox', 'apt-get', 'dpkg']) {
+      assert.equal((await inImage('minimal', {}, [name])).status, 127, `${name} is not found`);
+    }
+    // The control: the same question finds one in an image that has it.
+    assert.equal((await inImage('python', {}, ['sh', '-c', 'exit 0'])).status, 0);
 
-  const { files } = await inventoryOf('minimal');
-  const executable = files.filter(({ type, mode }) => type === 'file' && (mode & 0o111) !== 0);
-  assert.deepEqual(executable, [], 'no program at all');
-  assert.ok(files.length < 3000, `${files.length} files`);
-});
+    const { files } = await inventoryOf('minimal');
+    const executable = files.filter(({ type, mode }) => type === 'file' && (mode & 0o111) !== 0);
+    assert.deepEqual(executable, [], 'no program at all');
+    assert.ok(files.length < 3000, `${files.length} files`);
+  },
+);
 
 /** As a step of a container build: is user 0, and makes files of two users. */
 const STEP = `
@@ -246,39 +252,41 @@ int main(void)
 }
 `;
 
-test('containers builds an image from a base in the tree, with files of many users, and runs it', {
-  skip,
-}, async () => {
-  const step = compile(STEP);
-  using scratch = scratchDirectory();
-  const base = join(scratch.path, 'base');
-  writeLayout(base, { layers: [tar([{ name: 'base', data: 'base', uid: 42, gid: 101 }])], tag: 'base' });
-  const files = Object.fromEntries(
-    execFileSync('find', ['.', '-type', 'f'], { cwd: base, encoding: 'utf8' })
-      .trim()
-      .split('\n')
-      .map((name) => [`base/${name}`, readFileSync(join(base, name))] as const),
-  );
-  const containerfile = 'FROM oci:base:base\nCOPY step /step\nRUN ["/step"]\nCMD ["/step"]\n';
-  const stdout = await script(
-    'containers',
-    { ...files, 'step!': step, Containerfile: containerfile },
-    [
-      'buildah bud --tag app . >&2',
-      'buildah from --name made localhost/app >&2',
-      'buildah run made /step',
-      'buildah unshare sh -c \'cd "$(buildah mount made)" && stat -c "%u:%g %a" base made\'',
-      'buildah push localhost/app oci:out:app >&2',
-      'grep -o manifests out/index.json',
-      // Root in there is nobody outside.
-      "buildah unshare sh -c 'cat /proc/self/uid_map; ls /run/ct/volume; mount -t tmpfs none /run; echo x > /etc/x' 2>&1 | tee /dev/stderr | grep -c -i denied",
-      'id -u',
-    ].join('\n'),
-  );
-  assert.match(stdout, /^user 0, base of 42:101\n42:101 644\n33:65534 640\nmanifests\n[12]\n1000\n$/);
-});
+test(
+  'containers builds an image from a base in the tree, with files of many users, and runs it',
+  slow,
+  async () => {
+    const step = compile(STEP);
+    using scratch = scratchDirectory();
+    const base = join(scratch.path, 'base');
+    writeLayout(base, { layers: [tar([{ name: 'base', data: 'base', uid: 42, gid: 101 }])], tag: 'base' });
+    const files = Object.fromEntries(
+      execFileSync('find', ['.', '-type', 'f'], { cwd: base, encoding: 'utf8' })
+        .trim()
+        .split('\n')
+        .map((name) => [`base/${name}`, readFileSync(join(base, name))] as const),
+    );
+    const containerfile = 'FROM oci:base:base\nCOPY step /step\nRUN ["/step"]\nCMD ["/step"]\n';
+    const stdout = await script(
+      'containers',
+      { ...files, 'step!': step, Containerfile: containerfile },
+      [
+        'buildah bud --tag app . >&2',
+        'buildah from --name made localhost/app >&2',
+        'buildah run made /step',
+        'buildah unshare sh -c \'cd "$(buildah mount made)" && stat -c "%u:%g %a" base made\'',
+        'buildah push localhost/app oci:out:app >&2',
+        'grep -o manifests out/index.json',
+        // Root in there is nobody outside.
+        "buildah unshare sh -c 'cat /proc/self/uid_map; ls /run/ct/volume; mount -t tmpfs none /run; echo x > /etc/x' 2>&1 | tee /dev/stderr | grep -c -i denied",
+        'id -u',
+      ].join('\n'),
+    );
+    assert.match(stdout, /^user 0, base of 42:101\n42:101 644\n33:65534 640\nmanifests\n[12]\n1000\n$/);
+  },
+);
 
-test('only an image that asks for them has ids for containers', { skip }, async () => {
+test('only an image that asks for them has ids for containers', slow, async () => {
   const [other, asking] = [
     await inImage('python', {}, ['ls', '/run/ct']),
     await inImage('containers', {}, ['ls', '/run/ct']),
@@ -311,7 +319,7 @@ function lines(command: string, cwd: string): string[] {
 }
 
 for (const name of NAMES) {
-  test(`${name} holds nothing that its definition does not account for`, { skip }, async () => {
+  test(`${name} holds nothing that its definition does not account for`, slow, async () => {
     const { holds, ...definition } = loadDefinition(name, DIRECTORIES);
     const { rootfs } = await manifestOf(name);
     using scratch = scratchDirectory();
