@@ -1,11 +1,13 @@
 /** Who signed a commit, as far as policy knows them. */
-import { CtError, errorReport } from '../core/errors.ts';
+import { CtError, type ErrorCode, errorReport } from '../core/errors.ts';
 import type { EvidenceFacts, Problem, SignerFact } from '../policy/verify.ts';
 import { countsNow } from './allowed-signers.ts';
 import { type Commit, parseCommit } from './commit.ts';
-import type { JobTrust } from './job-trust.ts';
+import { isGitsignSignature, readGitsign } from './gitsign.ts';
+import { bundleTrust, type JobTrust, signerFacts } from './job-trust.ts';
 import { sshFingerprint } from './ssh-key.ts';
 import { isSshSignature, verifySshSignature } from './ssh-signature.ts';
+import { verifyBundle } from './verify.ts';
 
 export interface VerifiedCommit {
   readonly facts: NonNullable<EvidenceFacts['commit']>;
@@ -40,10 +42,11 @@ export function verifyCommit(
   }
 }
 
-function signersOf({ signature, signed }: Commit, { ssh }: JobTrust, now: Date): readonly SignerFact[] {
+function signersOf({ signature, signed }: Commit, trust: JobTrust, now: Date): readonly SignerFact[] {
   if (signature === undefined) throw new CtError('VERIFY_COMMIT_UNSIGNED', 'it has no signature');
+  if (isGitsignSignature(signature)) return identitiesOf(signature, signed, trust, now);
   if (!isSshSignature(signature)) {
-    throw new CtError('VERIFY_COMMIT_UNTRUSTED', 'its signature is none of SSH, and no other is verified');
+    throw new CtError('VERIFY_COMMIT_UNTRUSTED', 'its signature is neither of SSH nor of gitsign');
   }
   const verified = verifySshSignature(signature, signed, 'git');
   if ('wrong' in verified) {
@@ -52,7 +55,7 @@ function signersOf({ signature, signed }: Commit, { ssh }: JobTrust, now: Date):
   const fingerprint = sshFingerprint(verified.key.blob);
   const signers: SignerFact[] = [];
   let expired = false;
-  for (const { name, allowed } of ssh) {
+  for (const { name, allowed } of trust.ssh) {
     for (const signer of allowed.get(fingerprint) ?? []) {
       const counts = countsNow(signer, 'git', now);
       if (counts === 'yes') signers.push({ signer: name, who: signer.principals.join(', ') });
@@ -64,4 +67,24 @@ function signersOf({ signature, signed }: Commit, { ssh }: JobTrust, now: Date):
     'VERIFY_COMMIT_UNTRUSTED',
     `it is signed with the key ${fingerprint}, ${expired ? 'which is not valid now' : 'which is nobody’s who may sign commits'}`,
   );
+}
+
+/** Who is wrong about what: of the codes of signatures, those that a commit has of its own. */
+const COMMIT_CODES: Partial<Record<ErrorCode, ErrorCode>> = {
+  SIGNATURE_UNTRUSTED: 'VERIFY_COMMIT_UNTRUSTED',
+  SIGNATURE_INVALID: 'VERIFY_COMMIT_INVALID',
+  SIGNATURE_MALFORMED: 'VERIFY_COMMIT_INVALID',
+  SIGNATURE_SUBJECT_MISMATCH: 'VERIFY_COMMIT_INVALID',
+};
+
+function identitiesOf(signature: string, signed: Buffer, trust: JobTrust, now: Date): readonly SignerFact[] {
+  const { bundle, artifact } = readGitsign(signature, signed);
+  try {
+    const { trust: material, policy } = bundleTrust(trust);
+    const expected = { kind: 'message', artifact } as const;
+    return signerFacts(verifyBundle({ bundle, expected, trust: material, policy, now }), trust);
+  } catch (error) {
+    if (!(error instanceof CtError)) throw error;
+    throw new CtError(COMMIT_CODES[error.code] ?? error.code, error.message, { cause: error });
+  }
 }
