@@ -70,6 +70,11 @@ export class JobRecord {
     return this.steps.find(({ state }) => state === 'running');
   }
 
+  /** As far as events have said so. */
+  get isEndedByPolicy(): boolean {
+    return [...this.network, ...this.code].some(({ action }) => action === 'terminated');
+  }
+
   get outcome(): JobOutcome | 'skipped' | 'running' {
     if (!this.end) return 'running';
     return this.end.state === 'ran' ? this.end.result.outcome : this.end.state;

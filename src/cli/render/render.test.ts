@@ -393,6 +393,23 @@ test('a job shows its policy, its presets and what was denied, and at its end wh
   );
 });
 
+test('a step that did not come to its end says what ended it, and no exit code that it never had', () => {
+  const line = (...before: RunEvent[]): string => {
+    const paper = new Paper();
+    const renderer = new TextRenderer(new Terminal(paper, { live: false }), {
+      jobNames: ['a'],
+      stdoutTo: 'stdout',
+    });
+    play(renderer, job('a', 'one'), [
+      ...before,
+      { type: 'step-end', step: 0, name: 'one', outcome: 'failure', durationMs: 1234 },
+    ]);
+    return paper.text('stderr').split('\n').at(-2) ?? '';
+  };
+  assert.match(line({ ...DENIED, action: 'terminated' }), /^✗ one \(ended by policy, /);
+  assert.match(line(DENIED), /^✗ one \(ended with its VM, /);
+});
+
 test('a command is told of what was denied and what ended it, and of nothing else', () => {
   const paper = new Paper();
   const renderer = new CommandRenderer(new Terminal(paper, { live: false }));

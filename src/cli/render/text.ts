@@ -1,6 +1,5 @@
 /** `--progress=plain` and `tty`: step headers, the job's own bytes, and how each step ended. */
 import { printable } from '../../core/bounded-tail.ts';
-import { EXIT_STATUS } from '../../core/errors.ts';
 import type { JobEnd } from '../../job/schedule.ts';
 import type { RunEvent, StepOutcome, VmSource } from '../../protocol/run.ts';
 import type { Stream } from '../output.ts';
@@ -196,7 +195,9 @@ export class TextRenderer implements Renderer {
       return;
     }
     const failed = step.state !== 'success';
-    const details = [describeEnd(step), formatElapsed(step.durationMs ?? 0)].filter((part) => part !== '');
+    const details = [describeEnd(step, job.isEndedByPolicy), formatElapsed(step.durationMs ?? 0)].filter(
+      (part) => part !== '',
+    );
     this.#line(job, `${failed ? red('✗') : green('✓')} ${name} ${dim(`(${details.join(', ')})`)}`);
     if (step.hint !== undefined) this.#line(job, formatHint(step.hint));
   }
@@ -253,12 +254,16 @@ function runningFor(milliseconds: number): string {
 /** `exit code 2`, `killed by signal 9`, `timed out`, or nothing for a success. */
 export function describeEnd(
   step: Pick<StepRecord, 'exitCode' | 'signal'> & { readonly state: string },
+  endedByPolicy: boolean,
 ): string {
   if (step.signal !== undefined && step.state === 'failure') return `killed by signal ${step.signal}`;
   const words: Partial<Record<StepOutcome, string>> = { timeout: 'timed out', cancelled: 'cancelled' };
   const word = words[step.state as StepOutcome];
   if (word !== undefined) return word;
-  return step.state === 'success' ? '' : `exit code ${step.exitCode ?? EXIT_STATUS.job}`;
+  if (step.state === 'success') return '';
+  // It did not come to its end by itself.
+  if (step.exitCode === undefined) return endedByPolicy ? 'ended by policy' : 'ended with its VM';
+  return `exit code ${step.exitCode}`;
 }
 
 function shellWords({ state, uid, exitCode }: Extract<RunEvent, { type: 'shell' }>): string {
