@@ -6,6 +6,7 @@ import type { PackageManager, StepRequest } from '../protocol/run.ts';
 import {
   filesOf,
   type Inputs,
+  inputNames,
   lockOf,
   MANAGERS,
   MAX_INPUT_BYTES,
@@ -29,7 +30,12 @@ export class PackageCheck {
   async begin(steps: readonly StepRequest[]): Promise<void> {
     for (const { packages, workingDirectory } of steps) {
       if (packages?.role !== 'fetch' || this.#before.has(workingDirectory)) continue;
-      this.#before.set(workingDirectory, await this.#read(packages.manager, workingDirectory));
+      const { manager } = packages;
+      const first = await this.#read(manager, workingDirectory, inputNames(manager, new Map()));
+      this.#before.set(
+        workingDirectory,
+        await this.#read(manager, workingDirectory, inputNames(manager, first)),
+      );
     }
   }
 
@@ -37,7 +43,9 @@ export class PackageCheck {
   async problemOf({ packages, workingDirectory }: StepRequest): Promise<Problem | undefined> {
     if (packages?.role !== 'verify') return undefined;
     const before = this.#before.get(workingDirectory) ?? new Map();
-    return problemOf(packages.manager, before, await this.#read(packages.manager, workingDirectory));
+    const { manager } = packages;
+    const now = await this.#read(manager, workingDirectory, inputNames(manager, before));
+    return problemOf(manager, before, now);
   }
 
   /** A step has failed: because an archive has another digest? `output`: its end. */
@@ -47,14 +55,15 @@ export class PackageCheck {
     return { problem: 'mismatch', path: lockOf(packages.manager, before) };
   }
 
-  async #read(manager: PackageManager, directory: string): Promise<Inputs> {
+  async #read(manager: PackageManager, directory: string, names: readonly string[]): Promise<Inputs> {
     const chunks: Buffer[] = [];
     let bytes = 0;
     const result = await this.#exec({
       builtin: 'tree-out',
       argv: [
         directory === '.' ? WORKSPACE_DIRECTORY : `${WORKSPACE_DIRECTORY}/${directory}`,
-        ...MANAGERS[manager].inputs,
+        // As patterns; one that fits more brings what is not asked for.
+        ...names.map((name) => name.replaceAll(/[*?[\]!\\]/g, '?')),
       ],
       onOutput: (stream, chunk) => {
         if (stream === 'stderr') return;

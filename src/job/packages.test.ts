@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { filesOf, type Inputs, MANAGERS, problemOf, withVerification } from './packages.ts';
+import { filesOf, type Inputs, inputNames, MANAGERS, problemOf, withVerification } from './packages.ts';
 import { EntryType, TREE_HEADER_BYTES, TREE_MAGIC, writeHeader } from './tree-format.ts';
 
 const GOOD = lock({ 'node_modules/a': { version: '1.0.0', integrity: 'sha512-x' } });
@@ -28,9 +28,17 @@ test('packages may be installed if nothing that decides about them has changed, 
   assert.deepEqual(problem(files, gone), { problem: 'changed', path: 'package-lock.json' });
 });
 
+test('members of a workspace, which the lock file names, may not change, either', () => {
+  const entries = { 'packages/own': {}, 'node_modules/own': { resolved: 'packages/own', link: true } };
+  const files = { 'package-lock.json': lock(entries), 'packages/own/package.json': '{}' };
+  assert.deepEqual(inputNames('npm', inputs(files)).slice(4), ['packages/own/package.json']);
+  assert.equal(problem(files), undefined);
+  const now = { ...files, 'packages/own/package.json': '{"scripts": {}}' };
+  assert.deepEqual(problem(files, now), { problem: 'changed', path: 'packages/own/package.json' });
+});
+
 test('a package without a digest is named; of links and bundled packages others vouch', () => {
   const others = {
-    'packages/own': { version: '1.0.0' },
     'node_modules/own': { resolved: 'packages/own', link: true },
     'node_modules/a': { integrity: 'sha512-x' },
     'node_modules/a/node_modules/b': { inBundle: true },
@@ -84,7 +92,7 @@ test('a tree stream that is cut, or says sizes that it does not have, gives noth
   const huge = Buffer.from(stream);
   huge.writeBigUInt64BE(2n ** 63n, TREE_MAGIC.length + 21);
   assert.equal(filesOf(huge), undefined);
-  const many = Array.from({ length: 100 }, (_, index) => [EntryType.file, `f${index}`, ''] as const);
+  const many = Array.from({ length: 2000 }, (_, index) => [EntryType.file, `f${index}`, ''] as const);
   assert.equal(filesOf(treeStream(many)), undefined);
 });
 

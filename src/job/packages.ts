@@ -9,11 +9,13 @@ import { EntryType, readHeader, TREE_HEADER_BYTES, TREE_MAGIC } from './tree-for
 
 /** Of the files below, together; guest-controlled. The lock file of a workspace of hundreds of packages has some megabytes. */
 export const MAX_INPUT_BYTES = 8 * 1024 * 1024;
-const MAX_INPUTS = 16;
+const MAX_INPUTS = 1000;
 
 interface Manager {
   /** What decides what is installed: in the step's working directory, and as it was in the working tree. */
   readonly inputs: readonly string[];
+  /** The same of members of a workspace, which the lock file names. Throws what JSON.parse does. */
+  readonly members: (lock: Buffer) => readonly string[];
   /** The first of them that is there is the lock file. */
   readonly locks: readonly string[];
   /** Variables of the step that fetches: nothing that it unpacks is run there, or read as what is to be run. */
@@ -28,6 +30,7 @@ interface Manager {
 export const MANAGERS: Readonly<Record<PackageManager, Manager>> = {
   npm: {
     inputs: ['package.json', 'package-lock.json', 'npm-shrinkwrap.json', '.npmrc'],
+    members: membersOfNpm,
     locks: ['npm-shrinkwrap.json', 'package-lock.json'],
     // To link a program, npm looks into it.
     fetchEnv: { npm_config_ignore_scripts: 'true', npm_config_bin_links: 'false' },
@@ -92,13 +95,24 @@ export function lockOf(manager: PackageManager, inputs: Inputs): string {
   return locks.find((name) => inputs.has(name)) ?? (locks.at(-1) as string);
 }
 
+/** Names of everything that decides, by what is known of it: the lock file may name more. */
+export function inputNames(manager: PackageManager, known: Inputs): readonly string[] {
+  const { inputs, members } = MANAGERS[manager];
+  const lock = known.get(lockOf(manager, known));
+  try {
+    return lock === undefined ? inputs : [...inputs, ...members(lock)];
+  } catch {
+    return inputs; // a lock file that cannot be read has no digests, either
+  }
+}
+
 /** What is wrong before anything is installed; undefined if nothing is. `before`: as they were in the working tree. */
 export function problemOf(manager: PackageManager, before: Inputs, now: Inputs): Problem | undefined {
-  const { inputs, undigested } = MANAGERS[manager];
+  const { undigested } = MANAGERS[manager];
   const lock = lockOf(manager, before);
   const content = before.get(lock);
   if (content === undefined) return { problem: 'no-lock', path: lock };
-  const changed = inputs.find((name) => !isSame(before.get(name), now.get(name)));
+  const changed = inputNames(manager, before).find((name) => !isSame(before.get(name), now.get(name)));
   if (changed !== undefined) return { problem: 'changed', path: changed };
   try {
     const missing = undigested(content);
@@ -112,12 +126,32 @@ function isSame(a: Buffer | undefined, b: Buffer | undefined): boolean {
   return a === undefined || b === undefined ? a === b : a.equals(b);
 }
 
-/** docs.npmjs.com, "package-lock.json": `packages` by where they go; of links and bundled ones, others vouch. */
+/** docs.npmjs.com, "package-lock.json": entries of `packages`, by where they go. Throws what JSON.parse does. */
+function packagesOfNpm(lock: Buffer): [place: string, entry: unknown][] | undefined {
+  const { packages } = (JSON.parse(lock.toString('utf8')) ?? {}) as { packages?: unknown };
+  return typeof packages === 'object' && packages !== null ? Object.entries(packages) : undefined;
+}
+
+function isInstalled(place: string): boolean {
+  return place.split('/').includes('node_modules');
+}
+
+/** Scripts of members run, too. What lies outside is not in the working tree. */
+function membersOfNpm(lock: Buffer): string[] {
+  const places = (packagesOfNpm(lock) ?? [])
+    .map(([place]) => place)
+    .filter((place) => !/^(\/|\.\.)/.test(place));
+  return places
+    .filter((place) => place !== '' && !isInstalled(place))
+    .map((place) => `${place}/package.json`);
+}
+
+/** Of links and bundled packages, others vouch. */
 function undigestedOfNpm(lock: Buffer): string | undefined {
-  const { packages } = JSON.parse(lock.toString('utf8')) as { packages?: unknown };
-  if (typeof packages !== 'object' || packages === null) return 'all of them (lockfileVersion 1)';
-  for (const [place, entry] of Object.entries(packages as Record<string, unknown>)) {
-    if (!place.split('/').includes('node_modules')) continue;
+  const packages = packagesOfNpm(lock);
+  if (!packages) return 'all of them (lockfileVersion 1)';
+  for (const [place, entry] of packages) {
+    if (!isInstalled(place)) continue;
     const { link, inBundle, integrity } = (entry ?? {}) as Record<string, unknown>;
     if (link === true || inBundle === true) continue;
     if (typeof integrity !== 'string' || !/^sha(1|256|384|512)-/.test(integrity)) return place;
