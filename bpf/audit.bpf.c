@@ -425,7 +425,7 @@ int BPF_PROG(audit_open, struct file *file, int before)
 		return -EPERM;
 	if (!in_job())
 		return 0;
-	if ((inode->i_mode & S_IFMT) != S_IFREG || file->f_mode & FMODE_EXEC)
+	if ((inode->i_mode & S_IFMT) != S_IFREG || file->f_flags & OPENED_TO_EXECUTE)
 		return 0;
 	key.what = file->f_mode & FMODE_WRITE || file->f_flags & (O_CREAT | O_TRUNC) ? CT_FILE_WHAT_WRITE
 										    : CT_FILE_WHAT_READ;

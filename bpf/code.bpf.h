@@ -284,7 +284,8 @@ static __always_inline int is_told(struct code_settings *settings, __u8 what, st
 	key.inode = inode->i_ino;
 	key.generation = inode->i_generation;
 	key.device = inode->i_sb->s_dev;
-	return bpf_map_update_elem(&told, &key, &yes, BPF_NOEXIST) == -EEXIST;
+	/* The kernel gives an int, which is not extended. */
+	return (int)bpf_map_update_elem(&told, &key, &yes, BPF_NOEXIST) == -EEXIST;
 }
 
 /* Records it, and returns what the hook has to. `can_resolve`: where bpf_d_path may be called. */
@@ -717,7 +718,7 @@ static __always_inline int code_open(struct file *file, struct inode *inode)
 	if ((mode & FMODE_WRITE || flags & O_TRUNC) && has_labels(inode))
 		relabel(settings, inode, mode & FMODE_CREATED || flags & O_TRUNC || (flags & O_TMPFILE_BIT && !inode->i_nlink),
 			!ours);
-	if (!ours || !(mode & FMODE_READ) || mode & FMODE_EXEC)
+	if (!ours || !(mode & FMODE_READ) || flags & OPENED_TO_EXECUTE)
 		return 0;
 	if (type == S_IFREG ? is_trusted(settings, inode) : type != S_IFIFO)
 		return 0;

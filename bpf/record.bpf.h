@@ -19,7 +19,7 @@
 #define EEXIST 17
 #define TS_COMPAT 2 /* arch/x86/include/asm/thread_info.h: this call is of the 32-bit ABI. */
 #define FMODE_WRITE 2
-#define FMODE_EXEC 0x20
+#define OPENED_TO_EXECUTE 0x20 /* __FMODE_EXEC, of f_flags: no user of open(2) can say it. */
 #define FMODE_CREATED 0x100000
 #define S_IFMT 0170000
 #define S_IFREG 0100000
