@@ -1,10 +1,23 @@
 /* Records of `PUT /v1/code`: see code.h. Mode and trust may come once, and have to. */
 #include <endian.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "code.h"
 
 #define DIGEST_BYTES 32
+
+struct code_request *code_request_new(void)
+{
+	void *pages = mmap(NULL, sizeof(struct code_request), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	return pages == MAP_FAILED ? NULL : pages;
+}
+
+void code_request_free(struct code_request *request)
+{
+	if (request)
+		munmap(request, sizeof *request);
+}
 
 static int refuse(const char **reason, const char *text)
 {

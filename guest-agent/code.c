@@ -39,8 +39,8 @@ static int reserve_labels(int job_fd, char *text, size_t text_size)
 static void find_interpreters(struct code_request *request)
 {
 	struct code_settings *settings = &request->settings;
-	__u32 found = 0;
-	for (__u32 index = 0; index < settings->interpreter_count; index++) {
+	__u32 found = 0, named = settings->interpreter_count;
+	for (__u32 index = 0; index < named; index++) {
 		struct stat status;
 		struct code_interpreter interpreter = settings->interpreters[index];
 		if (stat(request->paths[index], &status) < 0 || !S_ISREG(status.st_mode))
@@ -51,7 +51,6 @@ static void find_interpreters(struct code_request *request)
 		interpreter.bytes = (__u64)status.st_size;
 		settings->interpreters[found++] = interpreter;
 	}
-	memset(&settings->interpreters[found], 0, (CT_MAX_INTERPRETERS - found) * sizeof settings->interpreters[0]);
 	settings->interpreter_count = found;
 }
 
@@ -64,7 +63,11 @@ int code_apply(struct code_request *request, int job_fd, char *text, size_t text
 	find_interpreters(request);
 	request->settings.mode = 0;
 	request->settings.phase = CT_PHASE_STAGE;
-	memcpy(shared, &request->settings, sizeof *shared);
+	/* What there is of it: the rest is zero, and stays shared with the template. */
+	memcpy(shared->interpreters, request->settings.interpreters,
+	       request->settings.interpreter_count * sizeof shared->interpreters[0]);
+	memcpy(shared->digests, request->settings.digests, request->settings.digest_count * sizeof shared->digests[0]);
+	memcpy(shared, &request->settings, offsetof(struct code_settings, interpreters));
 	/* Last: from here on it counts. */
 	__atomic_store_n(&shared->mode, mode, __ATOMIC_SEQ_CST);
 	snprintf(text, text_size, "interpreters=%u\n", shared->interpreter_count);

@@ -19,6 +19,10 @@ struct code_request {
 	struct code_settings settings;
 };
 
+/* Large, and mostly never touched. NULL: no memory. */
+struct code_request *code_request_new(void);
+void code_request_free(struct code_request *request);
+
 /* Takes one record of the request; -1 if it is malformed, with a reason. code_complete says whether all of them are there. */
 int code_record(struct code_request *request, uint8_t type, const uint8_t *payload, size_t length, const char **reason);
 bool code_complete(const struct code_request *request);

@@ -305,7 +305,7 @@ static void begin_request(struct stream *stream)
 			return;
 		}
 		if (request == REQUEST_CODE)
-			stream->code = calloc(1, sizeof *stream->code);
+			stream->code = code_request_new();
 		if (request == REQUEST_EXEC)
 			stream->exec = exec_new(stream);
 	}
@@ -544,7 +544,7 @@ static int on_stream_close(nghttp2_session *unused, int32_t id, uint32_t error, 
 		explicit_bzero(stream->identity, sizeof *stream->identity);
 		free(stream->identity);
 	}
-	free(stream->code);
+	code_request_free(stream->code);
 	record_decoder_free(&stream->records);
 	free(stream->output);
 	free(stream);

@@ -122,10 +122,11 @@ test(
     await stage(job, { good });
     await job.phase('build');
     assert.equal(await job.good('./good; echo $?'), '0\n');
-    await job.run(`cp good race; for i in 1 2 3 4 5 6; do
+    const raced = await job.run(`cp good race; for i in 1 2 3 4 5 6; do
     (./race; :) & (sleep 0.0$i; printf "#!/bin/echo" | dd of=race conv=notrunc status=none); wait
     ./race ran; cp good race
   done`);
+    assert.doesNotMatch(raced.out, /ran/);
     const { out } = await job.run(
       'printf "#!/bin/echo" | dd of=race conv=notrunc status=none; ./race ran; sh race ran',
     );
