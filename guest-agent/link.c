@@ -87,7 +87,6 @@ static struct port port;
 static uint8_t inbox[INBOX_BYTES];
 static nghttp2_session *session;
 static bool identified;
-/* Something of the job has been started. */
 /* Code is judged. */
 static bool coded;
 /* The answer to this stream is the last thing the guest says. */

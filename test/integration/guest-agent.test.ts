@@ -24,6 +24,7 @@ import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import {
+  CodeRecord,
   ExecFlag,
   ExecInput,
   ExecOutput,
@@ -31,6 +32,7 @@ import {
   HELLO_MAGIC,
   HELLO_NONCE_BYTES,
   IdentityRecord,
+  Phase,
   READY_LINE,
 } from '../../src/protocol/guest-link.ts';
 import { encodeChunked, encodeRecord, RecordDecoder } from '../../src/protocol/records.ts';
@@ -615,6 +617,69 @@ describe('exec', () => {
     await exec.done();
     await gone(exec.pid);
     assert.equal(exec.exit, undefined);
+  });
+});
+
+describe('which code may run', () => {
+  const mode = encodeRecord(CodeRecord.mode, Buffer.of(2));
+  const trust = encodeRecord(CodeRecord.trust, Buffer.of(3));
+  const digest = (byte: number, last = byte): Buffer =>
+    Buffer.concat([Buffer.alloc(31, byte), Buffer.of(last)]);
+  const interpreter = (flags: number, text: string): Buffer =>
+    encodeRecord(CodeRecord.interpreter, Buffer.concat([Buffer.of(flags), Buffer.from(text)]));
+
+  test('malformed settings are answered 400 and a text, and leave nothing behind', async () => {
+    await using guest = await Guest.open();
+    const endings = (count: number): string => Array.from({ length: count }, (_, at) => `.${at}\0`).join('');
+    const cases: readonly (readonly [Buffer, RegExp])[] = [
+      [Buffer.alloc(0), /incomplete/],
+      [mode, /incomplete/],
+      [trust, /incomplete/],
+      [Buffer.concat([mode, mode]), /mode/],
+      [encodeRecord(CodeRecord.mode, Buffer.of(0)), /mode/],
+      [encodeRecord(CodeRecord.mode, Buffer.of(4)), /mode/],
+      [encodeRecord(CodeRecord.mode, Buffer.of(1, 1)), /mode/],
+      [Buffer.concat([trust, trust]), /trusted/],
+      [encodeRecord(CodeRecord.trust, Buffer.of(4)), /trusted/],
+      [encodeRecord(CodeRecord.digests, Buffer.alloc(0)), /32 bytes/],
+      [encodeRecord(CodeRecord.digests, Buffer.alloc(33)), /32 bytes/],
+      [encodeRecord(CodeRecord.digests, Buffer.concat([digest(1), digest(1)])), /ascending/],
+      [encodeRecord(CodeRecord.digests, Buffer.concat([digest(1, 2), digest(1)])), /ascending/],
+      [
+        Buffer.concat([digest(2), digest(1)].map((one) => encodeRecord(CodeRecord.digests, one))),
+        /ascending/,
+      ],
+      [
+        Buffer.concat(
+          Array.from({ length: 4097 }, (_, at) => {
+            const one = digest(0);
+            one.writeUInt32BE(at, 0);
+            return encodeRecord(CodeRecord.digests, one);
+          }),
+        ),
+        /too many digests/,
+      ],
+      [interpreter(4, '/bin/sh\0'), /interpreter/],
+      [interpreter(0, 'bin/sh\0'), /interpreter/],
+      [interpreter(0, '/bin/sh'), /interpreter/],
+      [interpreter(0, ''), /interpreter/],
+      [interpreter(0, '/bin/sh\0\0'), /neither/],
+      [interpreter(0, `/bin/sh\0.${'x'.repeat(16)}\0`), /neither/],
+      [interpreter(0, '/bin/sh\0a/b\0'), /neither/],
+      [interpreter(0, '/bin/sh\0-\0'), /option/],
+      [interpreter(0, '/bin/sh\0--\0'), /option/],
+      [interpreter(0, `/bin/sh\0${endings(17)}`), /too many endings/],
+      [interpreter(0, `/${'x'.repeat(511)}\0`), /interpreter/],
+      [Buffer.concat(Array.from({ length: 33 }, () => interpreter(0, '/bin/sh\0'))), /too many interpreters/],
+      [encodeRecord(ExecInput.arg, 'true'), /about code/],
+      [Buffer.concat([mode, trust, Buffer.of(CodeRecord.digests, 0, 0, 0, 32, 1)]), /incomplete/],
+    ];
+    for (const [body, text] of cases) {
+      const reply = await guest.request('PUT', GuestPath.code, body);
+      assert.deepEqual([reply.status, body.subarray(0, 40)], [400, body.subarray(0, 40)]);
+      assert.match(reply.text, text);
+    }
+    assert.equal((await guest.request('PUT', GuestPath.phase, Buffer.of(Phase.build))).status, 409);
   });
 });
 
