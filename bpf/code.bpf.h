@@ -153,19 +153,23 @@ static __always_inline int is_trusted(struct code_settings *settings, struct ino
 	return label && *label & settings->trusted & LABELS;
 }
 
-/* By path, or as part of opening it. */
-SEC("lsm/path_truncate")
-int BPF_PROG(code_truncate, struct path *path, int before)
+/* To write to it would be to run what is written. Programs are protected by the kernel (ETXTBSY), libraries are not. */
+static __always_inline int is_running(struct code_settings *settings, struct inode *inode)
 {
-	struct code_settings *settings = code_settings();
-	struct inode *inode;
+	struct label_key key = label_key(inode);
+	__u64 *label = bpf_map_lookup_elem(&labels, &key);
 
-	if (before || !settings || !in_job())
-		return before;
-	inode = path->dentry->d_inode;
-	if (has_labels(inode))
-		relabel(settings, inode, 0, 0);
-	return 0;
+	return settings->phase == CT_PHASE_FETCH && label && *label & CODE_LABEL_MAPPED && *label & settings->trusted &&
+	       inode->i_mapping->i_mmap.rb_root.rb_node;
+}
+
+static __always_inline void note_running(struct inode *inode)
+{
+	struct label_key key = label_key(inode);
+	__u64 *label = bpf_map_lookup_elem(&labels, &key);
+
+	if (label && !(*label & CODE_LABEL_MAPPED))
+		__sync_fetch_and_or(label, CODE_LABEL_MAPPED);
 }
 
 /* A file goes for good, not just out of the kernel's memory. */
@@ -325,6 +329,25 @@ static __always_inline int refuse(struct code_settings *settings, __u8 what, str
 	if (mode != CT_CODE_MODE_ENFORCE || what == CT_DENIED_WHAT_INLINE)
 		bpf_send_signal(SIGKILL);
 	return -EPERM;
+}
+
+/* By path, or as part of opening it. */
+SEC("lsm/path_truncate")
+int BPF_PROG(code_truncate, struct path *path, int before)
+{
+	struct code_settings *settings = code_settings();
+	struct inode *inode;
+
+	if (before || !settings || !in_job())
+		return before;
+	inode = path->dentry->d_inode;
+	if (!has_labels(inode))
+		return 0;
+	if (is_running(settings, inode))
+		before = refuse(settings, CT_DENIED_WHAT_LIBRARY, inode, path, 0, 0);
+	if (!before)
+		relabel(settings, inode, 0, 0);
+	return before;
 }
 
 /* Where the hook may sleep. */
@@ -707,7 +730,7 @@ static __always_inline int code_open(struct file *file, struct inode *inode)
 	__u16 type = inode->i_mode & S_IFMT;
 	__u32 mode = file->f_mode, flags = file->f_flags;
 	__u8 what;
-	int ours;
+	int ours, is_written;
 
 	if (!settings)
 		return 0;
@@ -715,7 +738,11 @@ static __always_inline int code_open(struct file *file, struct inode *inode)
 	ours = is_job(task);
 	if (!ours && task->tgid != 1)
 		return 0;
-	if ((mode & FMODE_WRITE || flags & O_TRUNC) && has_labels(inode))
+	is_written = (mode & FMODE_WRITE || flags & O_TRUNC) && has_labels(inode);
+	if (is_written && ours && is_running(settings, inode) &&
+	    refuse(settings, CT_DENIED_WHAT_LIBRARY, inode, &file->f_path, 0, 1))
+		return -EPERM;
+	if (is_written)
 		relabel(settings, inode, mode & FMODE_CREATED || flags & O_TRUNC || (flags & O_TMPFILE_BIT && !inode->i_nlink),
 			!ours);
 	if (!ours || !(mode & FMODE_READ) || flags & OPENED_TO_EXECUTE)
@@ -792,6 +819,8 @@ int BPF_PROG(code_map, struct file *file, unsigned long wanted, unsigned long pr
 	result = judge(settings, file, inode, CT_DENIED_WHAT_LIBRARY);
 	if (result)
 		return result;
+	if (inode->i_sb->s_dev != constants.root_device)
+		note_running(inode);
 	/* `ld.so python3 …`, and programs with an interpreter as a library. */
 	index = find_interpreter(settings, inode);
 	if (index < 0)

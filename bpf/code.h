@@ -13,6 +13,8 @@
 #define CODE_LABEL_BUILT CT_CODE_TRUST_BUILT
 #define CODE_LABEL_STEP 4
 #define CODE_LABEL_SIGNED 8
+/* Vouches for nothing: it has been mapped to be executed, which nothing keeps from being written. */
+#define CODE_LABEL_MAPPED 16
 
 /* Files that have one at once. One that there is no room for has none. */
 #define CODE_MAX_LABELS (256 * 1024)

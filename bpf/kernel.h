@@ -87,10 +87,23 @@ struct super_block {
 	unsigned long s_magic;
 };
 
+struct rb_root {
+	void *rb_node;
+};
+
+struct rb_root_cached {
+	struct rb_root rb_root;
+};
+
+struct address_space {
+	struct rb_root_cached i_mmap;
+};
+
 struct inode {
 	__u16 i_mode;
 	unsigned int i_flags;
 	struct super_block *i_sb;
+	struct address_space *i_mapping;
 	unsigned long i_ino;
 	unsigned int i_nlink;
 	long long i_size;

@@ -25,6 +25,7 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include "code.h"
 #include "console.h"
 #include "dm.h"
 #include "egress.h"
@@ -644,6 +645,7 @@ void boot(struct boot_result *result)
 	if (find_on_command_line("ct.subids", subids, sizeof subids))
 		subids_prepare(&result->user);
 	identity_prepare();
+	code_prepare();
 	restrict_self();
 	result->egress_pidfd = start_egress(egress_fd, cgroups.egress, &sockets);
 	result->audit_pidfd = start_audit(audit_fd, &cgroups, switch_fd);

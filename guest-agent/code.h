@@ -27,6 +27,9 @@ void code_request_free(struct code_request *request);
 int code_record(struct code_request *request, uint8_t type, const uint8_t *payload, size_t length, const char **reason);
 bool code_complete(const struct code_request *request);
 
+/* Before the snapshot, in the final root: looks for what is looked for later, so that it is not read from the disk then. */
+void code_prepare(void);
+
 /*
  * From here on code is judged, and the phase is `stage`. `job_fd` is the job's cgroup. Returns 0, or -1 with the reason; nothing
  * is judged then. Legal once.

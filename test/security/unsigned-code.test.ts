@@ -55,6 +55,11 @@ if pid:
     if os.WIFSIGNALED(status): os.kill(os.getpid(), os.WTERMSIG(status))
 else:
     exec(open('data.py').read())`,
+  'mapped.py': `
+import ctypes
+library = ctypes.CDLL('./z.so')
+with open('z.so', 'r+b') as file: file.write(b'x')
+print('ran')`,
   'shm.py': `
 import ctypes
 libc = ctypes.CDLL(None, use_errno=True)
@@ -140,12 +145,18 @@ const ATTACKS: Record<string, Attack> = {
   'a preloaded library': {
     what: 'library',
     fetch: 'cp /lib/x86_64-linux-gnu/libz.so.1 z.so',
-    run: `export LD_PRELOAD=./z.so; exec python3 -c 'print("ran" if "/z.so" in open("/proc/self/maps").read() else "")'`,
+    run: `export LD_PRELOAD=./z.so; exec python3 -c 'print(*["ran" for line in open("/proc/self/maps") if "/z.so" in line and "x" in line.split()[1]])'`,
   },
   'a library that is loaded later': {
     what: 'library',
     fetch: 'cp /lib/x86_64-linux-gnu/libz.so.1 z.so',
     run: `exec python3 -c 'import ctypes; ctypes.CDLL("./z.so"); print("ran")'`,
+  },
+  'a library in use that a fetch step writes to': {
+    what: 'library',
+    built: 'cp /lib/x86_64-linux-gnu/libz.so.1 z.so',
+    runIn: 'fetch',
+    run: 'exec python3 ../helpers/mapped.py',
   },
   'a mapping that is made executable': {
     what: 'mprotect',
