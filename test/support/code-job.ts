@@ -64,7 +64,6 @@ export class Job implements AsyncDisposable {
     command: string,
     options: Partial<ExecRequest> = {},
   ): Promise<{ out: string; err: string; signal: number; told: DeniedEvent[] }> {
-    await this.host.caughtUp();
     const from = this.host.of('denied').length;
     const { out, err, result } = await this.guest.sh(command, options);
     await this.host.caughtUp();
