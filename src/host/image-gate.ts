@@ -46,11 +46,6 @@ export class ImageGate {
     const input: ImageInput = { version: INPUT_VERSION, now: upToMinute(now), run, ...facts };
     return { input, decided: await policy.engine.decideImage(input) };
   }
-
-  /** Changes when a verdict may, but for the age of things and the policy. */
-  state(digest: string): Promise<string> {
-    return this.#evidence.state(digest);
-  }
 }
 
 /** Later rather than earlier: nothing is taken to be younger than it is. */
@@ -74,7 +69,6 @@ export function standingOf({ input, decided }: ImageVerdict): ImageStanding {
 /** The first of these that is among the denials says how the run ends. */
 const CODES: readonly (readonly [rule: string, code: ErrorCode])[] = [
   ['ct.image.error', 'POLICY_UNAVAILABLE'],
-  ['ct.image.undefined', 'POLICY_UNAVAILABLE'],
   ['ct.image.revoked', 'IMAGE_REVOKED'],
   ['ct.image.signature', 'SIGNATURE_UNTRUSTED'],
   ['ct.image.local', 'SIGNATURE_UNTRUSTED'],

@@ -7,9 +7,9 @@ import type { ImageManifest } from './manifest.ts';
 import type { ImageStore } from './store.ts';
 
 /** As other tools have it for CycloneDX ([in-toto](https://github.com/in-toto/attestation/blob/main/spec/predicates/cyclonedx.md)). */
-export const SBOM_PREDICATE_TYPE = 'https://cyclonedx.org/bom';
+const SBOM_PREDICATE_TYPE = 'https://cyclonedx.org/bom';
 
-export const ATTESTATION_TYPES = { provenance: PROVENANCE_TYPE, sbom: SBOM_PREDICATE_TYPE } as const;
+const ATTESTATION_TYPES = { provenance: PROVENANCE_TYPE, sbom: SBOM_PREDICATE_TYPE } as const;
 
 /** `predicate`: the document, parsed. */
 export function attestationStatement(

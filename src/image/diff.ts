@@ -40,7 +40,7 @@ export interface ImageDiff {
 }
 
 /** Of those that nobody has accepted. */
-export interface VulnerabilityDifference {
+interface VulnerabilityDifference {
   readonly added: readonly JudgedFinding[];
   readonly removed: readonly JudgedFinding[];
   readonly remaining: number;

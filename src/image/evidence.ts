@@ -27,7 +27,7 @@ export interface ImageSigners {
   readonly trustedRoot: Uint8Array | undefined;
 }
 
-export type ImageFacts = Omit<ImageInput, 'version' | 'now' | 'run'>;
+type ImageFacts = Omit<ImageInput, 'version' | 'now' | 'run'>;
 
 /** Signatures that are refused are tried again after this long: a clock may have been wrong. */
 const REFUSAL_KEPT_MS = 60_000;
@@ -80,11 +80,6 @@ export class ImageEvidence {
       ...signatures,
       scan,
     };
-  }
-
-  /** Changes when something that {@link facts} follow from may have, but for the age of things. */
-  async state(digest: string): Promise<string> {
-    return `${await this.#signatures.state(digest)}\n${await resultsState(this.#ctHome, digest)}`;
   }
 
   async #signatureFacts(

@@ -16,10 +16,10 @@ import type { LockedPackage } from './packages.ts';
 import { imageDirectory } from './signatures.ts';
 
 /** How to read the parameters: docs/images.md#provenance. */
-export const BUILD_TYPE = 'urn:ct:image-build:v1';
-export const IMPORT_TYPE = 'urn:ct:image-import:v1';
+const BUILD_TYPE = 'urn:ct:image-build:v1';
+const IMPORT_TYPE = 'urn:ct:image-import:v1';
 /** A machine that nobody has named; `ct image sign --builder` names it. */
-export const UNNAMED_BUILDER = 'urn:ct:image-builder';
+const UNNAMED_BUILDER = 'urn:ct:image-builder';
 /** A package takes 200 bytes, and there may be some thousands. */
 const MAX_PROVENANCE_BYTES = 8 * 1024 * 1024;
 

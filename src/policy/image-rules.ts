@@ -21,8 +21,8 @@ const DEFAULT_SCAN_AGE_MS = 14 * DAY_MS;
 /** Severities from the worst down, as findings are counted by; `unknown` counts as `medium`. */
 const SEVERITIES = ['critical', 'high', 'medium', 'unknown', 'low', 'negligible'] as const;
 
-export const ATTESTATIONS = ['provenance', 'sbom'] as const;
-export type AttestationKind = (typeof ATTESTATIONS)[number];
+const ATTESTATIONS = ['provenance', 'sbom'] as const;
+type AttestationKind = (typeof ATTESTATIONS)[number];
 
 const word = text({ expected: 'a word', pattern: '^[\\x21-\\x7e]+$', maxLength: 2048 });
 const names = list(word, { max: MAX_NAMES, expected: 'a list of names, or beginnings followed by `*`' });
@@ -171,9 +171,9 @@ export interface ImageTrust {
   readonly trustedRoot?: string;
 }
 
-export type PatternReader = (entries: readonly string[]) => NamePatterns;
+type PatternReader = (entries: readonly string[]) => NamePatterns;
 /** Reports what is wrong with the value of a key. */
-export type WrongReporter = (container: object, key: string, message: string, hint?: string) => void;
+type WrongReporter = (container: object, key: string, message: string, hint?: string) => void;
 
 const ANYTHING: NamePatterns = { any: true, exact: {}, prefixes: [] };
 
