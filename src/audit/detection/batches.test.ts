@@ -51,6 +51,22 @@ test('the largest events fit: every batch is bounded in number and bytes', () =>
   assert.deepEqual(batches([]), []);
 });
 
+test('what the host itself has found about packages arrives, and nothing that resembles it', () => {
+  const process = { binary: '', program: '', uid: 0, sockets: [], connections: [] };
+  const packages = { manager: 'npm', problem: 'changed', path: 'package-lock.json' } as const;
+  const candidate: Candidate = {
+    event: { kind: 'packages', packages, process },
+    timeNs: 0n,
+    process: { pid: 0, startedNs: 0n },
+  };
+  assert.deepEqual(parseBatch(sentOf([candidate])[0]), [candidate]);
+  const [[sent] = []] = sentOf([candidate]);
+  for (const change of [{ problem: 'other' }, { path: 'x'.repeat(5000) }, { manager: 1 }, { more: 1 }]) {
+    const event = { ...sent?.event, packages: { ...packages, ...change } };
+    assert.equal(parseBatch([{ ...sent, event }]), undefined, JSON.stringify(change).slice(0, 100));
+  }
+});
+
 test('a batch that is none is refused', () => {
   const [good = []] = sentOf(every);
   const [first] = good;

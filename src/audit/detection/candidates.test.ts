@@ -143,6 +143,26 @@ test('of ordinary system calls none waits, and a build with threads of others is
   assert.equal(of(candidatesOf(events), 'syscall').length, 1);
 });
 
+test('what was refused is judged however much else waits, with its digest and command line', () => {
+  const run = new SyntheticRun();
+  const shell = run.step('x').connect('192.0.2.1', 1);
+  const [close] = new SyntheticRunCalls(shell.pid).events();
+  assert.ok(close);
+  const candidates = new Candidates(() => undefined);
+  for (let round = 0; round < MAX_WAITING + 10; round += 1) candidates.add(close);
+  const before = candidates.missed;
+  shell.denied('exec', '/tmp/x', 'ab'.repeat(32));
+  const refused = run.events().find(({ kind }) => kind === 'denied');
+  assert.ok(refused);
+  candidates.add(refused);
+  assert.equal(candidates.missed, before);
+  const [found] = of(
+    candidates.take(true).map(({ event }) => event),
+    'denied',
+  ).map(({ denied }) => denied);
+  assert.deepEqual([found?.path, found?.refused, found?.digest], ['/tmp/x', true, 'ab'.repeat(32)]);
+});
+
 test('a guest that floods is bounded, and what was passed over is counted', () => {
   const run = new SyntheticRun();
   const shell = run.step('x').connect('192.0.2.1', 1);
