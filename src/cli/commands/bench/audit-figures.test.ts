@@ -35,7 +35,11 @@ test('the table has every figure and its budget', () => {
   assert.match(text, /^bytes on disk, each +9\.8 +≤ 12$/m);
   assert.match(text, /^the oldest of all, ms +80\.3 +≤ 250$/m);
   assert.match(renderAudit({ ...FIGURES, accelerator: 'kvm' }), /1\.05 +2 +≤ 1\.05 /);
-  assert.doesNotMatch(text, /undefined|NaN/);
+  assert.doesNotMatch(text, /undefined|NaN|busy/);
+  assert.match(
+    renderAudit({ ...FIGURES, host: { ...FIGURES.host, loadAtStart: 9 } }),
+    /busy before .* \(load 9\)/,
+  );
 });
 
 test('a time is read from the line of the script, and from nothing else', () => {

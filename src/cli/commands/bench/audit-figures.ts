@@ -1,7 +1,7 @@
 /** What `ct bench audit` shows. Pure. */
 import type { AuditFigures, AuditWorkload } from '../../../host/bench-audit.ts';
 import { formatTable } from '../../render/table.ts';
-import { acceleratorName, countRuns } from './shared.ts';
+import { acceleratorName, busyNote, countRuns } from './shared.ts';
 
 /** Slow-downs by accelerator: what is emulated weighs less beside the record. */
 const SLOWDOWNS: Readonly<Record<'tcg' | 'kvm', Readonly<Record<AuditWorkload, number>>>> = {
@@ -49,5 +49,6 @@ export function renderAudit(figures: AuditFigures): string {
       ['the oldest of all, ms', `${age.ms.max}`, `≤ ${BUDGETS.ageMs}`],
       ['private memory of the link process, MiB', `${figures.linkMib}`, ''],
     ]),
+    busyNote(figures.host),
   ].join('');
 }

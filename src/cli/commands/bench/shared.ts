@@ -80,6 +80,21 @@ export function countRuns(runs: number): string {
   return runs === 1 ? '1 run' : `${runs} runs`;
 }
 
+/** Load above which figures are doubtful, per cpu. */
+const BUSY_LOAD = 0.5;
+
+/** A line, or nothing if the machine was quiet. */
+export function busyNote({
+  loadAtStart,
+  cpus,
+}: {
+  readonly loadAtStart: number;
+  readonly cpus: number;
+}): string {
+  if (loadAtStart <= BUSY_LOAD * cpus) return '';
+  return `This machine was busy before the first run (load ${loadAtStart}): repeat it on a quiet one.\n`;
+}
+
 /** The lines below a plot's title: whose figures these are. */
 export function plotFacts(of: {
   readonly vmm: string;

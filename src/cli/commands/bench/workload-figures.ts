@@ -2,7 +2,7 @@
 import type { SideFigures, Workload, WorkloadFigures, WorkloadResult } from '../../../host/bench-workload.ts';
 import type { Bar, BarPlot } from '../../render/bar-plot.ts';
 import { formatTable } from '../../render/table.ts';
-import { acceleratorName, countRuns, P50_AND_P95, plotFacts } from './shared.ts';
+import { acceleratorName, busyNote, countRuns, P50_AND_P95, plotFacts } from './shared.ts';
 
 const NAMES: Readonly<Record<Workload, string>> = {
   compile: 'compile a C project',
@@ -10,9 +10,6 @@ const NAMES: Readonly<Record<Workload, string>> = {
   disk: 'write, sync, read back',
   npm: 'npm ci && npm test',
 };
-
-/** Load above which figures are doubtful, per cpu. */
-const BUSY_LOAD = 0.5;
 
 const EMULATION_NOTE =
   'Under software emulation every instruction of the guest is translated: these ratios say nothing about KVM.\n';
@@ -51,9 +48,7 @@ export function renderWorkloads(figures: WorkloadFigures): string {
     '\nMilliseconds. Inside: the workload alone. Whole: from a directory here to everything gone again.\n',
     ...(container ? [`Ratios: microVM by container, under ${accelerator}.\n`] : []),
     ...(figures.accelerator === 'tcg' ? [EMULATION_NOTE] : []),
-    ...(host.loadAtStart > BUSY_LOAD * host.cpus
-      ? [`This machine was busy before the first run (load ${host.loadAtStart}): repeat it on a quiet one.\n`]
-      : []),
+    busyNote(host),
   ].join('');
 }
 
