@@ -41,7 +41,7 @@ interface Watched {
   /** One run of each kind: what policy sees of a run, without what is different each time. */
   readonly kinds: Map<string, RunFacts>;
   readonly live: Set<{
-    readonly run: Pick<LiveRun, 'abort'>;
+    readonly run: Pick<LiveRun, 'abort' | 'state'>;
     readonly facts: RunFacts & { readonly id: string };
   }>;
   /** Why it is refused, if it is: told once. */
@@ -67,7 +67,7 @@ export class ImageWatch {
 
   /** Call it when an image was let in for a run; dispose when the run has ended. */
   admitted(
-    run: Pick<LiveRun, 'abort'>,
+    run: Pick<LiveRun, 'abort' | 'state'>,
     facts: RunFacts & { readonly id: string },
     digest: string,
   ): Disposable {
@@ -139,7 +139,7 @@ export class ImageWatch {
         if (error) refusal ??= { rule: ruleOf(verdict), error, name: verdict.input.image.name };
         else isAllowed = true;
       }
-      if (policy.runningImages === 'terminate') await this.#endRefused(digest, watched, policy);
+      await this.#endRefused(digest, watched, policy);
     } catch (error) {
       if (!(error instanceof CtError)) throw error;
       // Removed, or damaged: what was made of it goes. The next run that asks for it is told why.
@@ -161,9 +161,10 @@ export class ImageWatch {
     alerts.file(watchAlert(rule, 'high', `no job may start in it any more: ${error.message}`, digest, name));
   }
 
-  /** Ends the runs that would not be let in any more. */
+  /** Ends the runs that would not be let in any more: those that wait for their turn, and where policy says so all of them. */
   async #endRefused(digest: string, { live }: Watched, policy: CurrentPolicy): Promise<void> {
     for (const entry of [...live]) {
+      if (policy.runningImages === 'finish' && entry.run.state !== 'queued') continue;
       const verdict = await this.#options.gate.judge(digest, entry.facts, policy);
       const error = imageRefusal(verdict);
       if (!error) continue;

@@ -36,7 +36,11 @@ interface Watching extends AsyncDisposable {
   readonly givenUp: string[];
   readonly problems: unknown[];
   /** A run that was let in with the image; `aborted`: why it was ended. */
-  start(digest: string, repository?: string): Disposable & { readonly aborted: () => CtError | undefined };
+  start(
+    digest: string,
+    repository?: string,
+    state?: 'queued' | 'running',
+  ): Disposable & { readonly aborted: () => CtError | undefined };
 }
 
 function watching(): Watching {
@@ -55,10 +59,11 @@ function watching(): Watching {
   let runs = 0;
   return {
     ...{ watch, alerts, givenUp, problems },
-    start: (digest, repository = 'acme/site') => {
+    start: (digest, repository = 'acme/site', state = 'running') => {
       let aborted: CtError | undefined;
       const facts = { id: `run${++runs}`, job: 'job', trust: 'trusted', repository } as const;
       const run = {
+        state,
         abort: (error: CtError) => {
           aborted = error;
         },
@@ -117,6 +122,20 @@ test('jobs in it are ended with the code of the refusal where policy says `runni
     daemon.alerts.filter(({ action }) => action === 'terminated').map(({ run: { id } }) => id),
     ['run1'],
   );
+});
+
+test('a job that waits for its turn is not let into an image that was revoked meanwhile', async () => {
+  host.setPolicy('local: allow');
+  const digest = await host.addImage('built');
+  await using daemon = watching();
+  using running = daemon.start(digest);
+  using queued = daemon.start(digest, 'acme/site', 'queued');
+  await daemon.watch.look();
+  assert.equal(queued.aborted(), undefined);
+  host.setPolicy(`revoked: ['${digest}']`);
+  await daemon.watch.look();
+  assert.equal(queued.aborted()?.code, 'IMAGE_REVOKED');
+  assert.equal(running.aborted(), undefined);
 });
 
 test('an image is kept as long as some job may start in it', async () => {
