@@ -262,6 +262,39 @@ int main(void) {
   );
 });
 
+test('a call and its sixth argument come in one frame, however full frames are', async () => {
+  await using guest = await clone();
+  const host = await open(guest, { rate: 3_000_000 });
+  await compile(
+    guest,
+    'pairs',
+    `
+#define _GNU_SOURCE
+#include <sys/syscall.h>
+#include <unistd.h>
+int main(void) {
+  for (long i = 1; i <= 20000; i++) {
+    /* Else every frame would begin with a call. */
+    if (i % 7 == 0) syscall(SYS_getppid);
+    syscall(SYS_futex, 0, 1, 2, 0, 0, i);
+  }
+  return 0;
+}`,
+  );
+  const { result } = await guest.sh('./pairs');
+  assert.deepEqual(result, { kind: 'exited', code: 0, oomKilled: false });
+  await host.caughtUp();
+  const sixth = host.calls.flatMap(({ number, args }) =>
+    number === Call.futex && args.length === 6 ? [args[5]] : [],
+  );
+  // The thread may have moved from one processor to the other.
+  const values = sixth.map(Number).toSorted((a, b) => a - b);
+  assert.deepEqual(
+    values,
+    Array.from({ length: 20_000 }, (_, index) => index + 1),
+  );
+});
+
 test('calls after which there is no exit are on record at their entry', async () => {
   await using guest = await clone();
   const host = await open(guest);
