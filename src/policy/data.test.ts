@@ -320,6 +320,8 @@ for (const [name, exec] of [
   ['an unknown origin', 'trust: [downloads]'],
   ['an interpreter without an absolute path', 'interpreters: [{path: python3}]'],
   ['the same interpreter twice', 'interpreters: [{path: /a}, {path: /a}]'],
+  ['an ending that is too long for a guest', 'interpreters: [{path: /a, endings: [.abcdefghijklmnopq]}]'],
+  ['an ending that looks like an option', 'interpreters: [{path: /a, endings: [-c]}]'],
   ['an ending that is a path', 'interpreters: [{path: /a, endings: [x/y]}]'],
   ['an option that is none', 'interpreters: [{path: /a, options: [c]}]'],
 ] as const) {

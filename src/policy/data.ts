@@ -14,7 +14,11 @@ import { duration, integer, oneOf, size, text } from '../job/schema/scalars.ts';
 import { type Infer, Locations } from '../job/schema/schema.ts';
 import { AUDIT_MODES, type AuditMode } from '../protocol/audit.ts';
 import { CODE_ORIGINS, CODE_POLICY_MODES, type CodeOrigin, type CodePolicyMode } from '../protocol/code.ts';
-import { MAX_INTERPRETER_BYTES, MAX_INTERPRETERS } from '../protocol/limits.ts';
+import {
+  MAX_INTERPRETER_BYTES,
+  MAX_INTERPRETER_NAME_BYTES,
+  MAX_INTERPRETER_NAMES,
+} from '../protocol/limits.ts';
 import { MAX_NETWORK_ENTRY_BYTES, NETWORK_MODES, type NetworkMode } from '../protocol/network.ts';
 import { parseNetwork } from './address.ts';
 import { canonicalHost, type Destination, indexDestinations, parseDestination } from './destination.ts';
@@ -50,6 +54,8 @@ const MAX_GRANTS = 5000;
 const MAX_PATTERNS = 5000;
 const DAY_MS = 86_400_000;
 const DEFAULT_AUDIT: AuditMode = 'on';
+/** With those that `ct.exec` knows, no more than a guest takes (MAX_INTERPRETERS). */
+const MAX_OWN_INTERPRETERS = 12;
 const DEFAULT_CODE_MODE: CodePolicyMode = 'off';
 
 // ------------------------------------------------------------------------------------------------- schema
@@ -86,15 +92,22 @@ const interpreter = object(
       'The program, in the image.',
     ),
     endings: optional(
-      list(text({ expected: 'the end of a name', pattern: '^[^\\s/]+$', maxLength: 32 }), {
-        max: 16,
-        expected: 'a list of ends of names, such as `.py`',
-      }),
+      list(
+        text({
+          expected: 'the end of a name',
+          pattern: '^[^\\s/-][^\\s/]*$',
+          maxLength: MAX_INTERPRETER_NAME_BYTES,
+        }),
+        {
+          max: MAX_INTERPRETER_NAMES,
+          expected: 'a list of ends of names, such as `.py`',
+        },
+      ),
       'Files with names that end so are code, whenever it opens them.',
     ),
     options: optional(
-      list(text({ expected: 'an option', pattern: '^-[^\\s]+$', maxLength: 32 }), {
-        max: 16,
+      list(text({ expected: 'an option', pattern: '^-[^\\s]+$', maxLength: MAX_INTERPRETER_NAME_BYTES }), {
+        max: MAX_INTERPRETER_NAMES,
         expected: 'a list of options, such as `-c`',
       }),
       'Options that are followed by code.',
@@ -263,7 +276,7 @@ const dataSchema = object(
         {
           ...execFields,
           interpreters: optional(
-            list(interpreter, { max: MAX_INTERPRETERS, expected: 'a list of interpreters' }),
+            list(interpreter, { max: MAX_OWN_INTERPRETERS, expected: 'a list of interpreters' }),
             'Programs that run the files they are given, besides those that are known; one with the same path replaces it.',
           ),
         },

@@ -8,7 +8,12 @@ import {
   type CodePolicyMode,
   type CodeSettings,
 } from '../protocol/code.ts';
-import { MAX_INTERPRETER_BYTES, MAX_INTERPRETERS } from '../protocol/limits.ts';
+import {
+  MAX_INTERPRETER_BYTES,
+  MAX_INTERPRETER_NAME_BYTES,
+  MAX_INTERPRETER_NAMES,
+  MAX_INTERPRETERS,
+} from '../protocol/limits.ts';
 import { NETWORK_MODES, type NetworkMode } from '../protocol/network.ts';
 import { DESTINATION_PROTOCOLS, type Destination } from './destination.ts';
 
@@ -168,7 +173,7 @@ function isInterpreter(value: unknown): value is object {
   if (!hasKeys(value, ['path', 'endings', 'options', 'arguments', 'inline'])) return false;
   const { path, endings, options, arguments: named, inline } = value;
   if (!isWord(path) || !path.startsWith('/')) return false;
-  if (!isListOf(endings, MAX_INTERPRETER_BYTES, isWord) || !isListOf(options, MAX_INTERPRETER_BYTES, isWord))
+  if (!isListOf(endings, MAX_INTERPRETER_NAMES, isName) || !isListOf(options, MAX_INTERPRETER_NAMES, isName))
     return false;
   // One byte of flags, then the words with an end each (src/protocol/guest-link.ts).
   const bytes = [path, ...endings, ...options].reduce((sum, word) => sum + Buffer.byteLength(word) + 1, 1);
@@ -179,6 +184,10 @@ function isInterpreter(value: unknown): value is object {
     (named === 'every' || named === 'first') &&
     (inline === 'allowed' || inline === 'forbidden')
   );
+}
+
+function isName(value: unknown): value is string {
+  return isWord(value) && Buffer.byteLength(value) <= MAX_INTERPRETER_NAME_BYTES;
 }
 
 function isWord(value: unknown): value is string {
