@@ -134,14 +134,25 @@ export interface HostClient {
 }
 
 /** Connects to the daemon of `ctHome`, and starts it if there is none or it is of another build. Throws HOST_UNREACHABLE. */
-export async function connectHost(options: {
+export async function connectHost(options: HostAddress): Promise<HostClient> {
+  const socketPath = join(await socketDirectory(options.ctHome), 'host.sock');
+  const client = new Client(socketPath, () => ensureRunning(client, socketPath, options));
+  await ensureRunning(client, socketPath, options);
+  return client;
+}
+
+interface HostAddress {
   readonly ctHome: string;
   readonly signal?: AbortSignal;
-}): Promise<HostClient> {
-  const socketPath = join(await socketDirectory(options.ctHome), 'host.sock');
-  const client = new Client(socketPath);
+}
+
+async function ensureRunning(
+  client: Client,
+  socketPath: string,
+  { ctHome, signal }: HostAddress,
+): Promise<void> {
   const running = await client.reach();
-  if (running?.build === buildId()) return client;
+  if (running?.build === buildId()) return;
   if (running && !(await client.shutdown())) {
     throw new CtError(
       'HOST_UNREACHABLE',
@@ -153,16 +164,16 @@ export async function connectHost(options: {
   }
   const deadline = performance.now() + START_TIMEOUT_MS;
   for (;;) {
-    options.signal?.throwIfAborted();
-    const failure = await startDaemon(options.ctHome, socketPath);
+    signal?.throwIfAborted();
+    const failure = await startDaemon(ctHome, socketPath);
     const info = await client.reach();
-    if (info?.build === buildId()) return client;
+    if (info?.build === buildId()) return;
     if (failure !== undefined || performance.now() > deadline) {
       throw new CtError(
         'HOST_UNREACHABLE',
         `the host daemon did not start${failure === undefined ? '' : `: ${failure}`}`,
         {
-          hint: `its messages are in ${logPath(options.ctHome)}`,
+          hint: `its messages are in ${logPath(ctHome)}`,
         },
       );
     }
@@ -252,12 +263,15 @@ async function startDaemon(ctHome: string, socketPath: string): Promise<string |
 
 class Client implements HostClient {
   readonly #socketPath: string;
+  readonly #start: (() => Promise<void>) | undefined;
   /** For each new connection the daemon has its launcher ask who is there: one after another they share one. */
   readonly #agent = new Agent({ keepAlive: true });
   #greeting: HostInfo | undefined;
 
-  constructor(socketPath: string) {
+  /** `start` sees to it that a daemon runs; without it one that has left stays away. */
+  constructor(socketPath: string, start?: () => Promise<void>) {
     this.#socketPath = socketPath;
+    this.#start = start;
   }
 
   get greeting(): HostInfo {
@@ -282,7 +296,7 @@ class Client implements HostClient {
   }
 
   async runJob(request: JobRequest, io: JobIo): Promise<JobResult> {
-    const socket = await this.#upgrade(API_JOBS, JOB_PROTOCOL);
+    const socket = await this.#openJob();
     const stream = new JobStream(socket, io);
     try {
       return await stream.run(request);
@@ -294,6 +308,19 @@ class Client implements HostClient {
       return end;
     } finally {
       socket.destroy();
+    }
+  }
+
+  /** A daemon that had nothing to do may have left since it was reached: while an image was built, for example. */
+  async #openJob(): Promise<Socket> {
+    try {
+      return await this.#upgrade(API_JOBS, JOB_PROTOCOL);
+    } catch (error) {
+      // Nothing of a job has begun before the answer.
+      const hasLeft = error instanceof CtError && error.code === 'HOST_UNREACHABLE';
+      if (!this.#start || !hasLeft) throw error;
+      await this.#start();
+      return await this.#upgrade(API_JOBS, JOB_PROTOCOL);
     }
   }
 
