@@ -264,18 +264,13 @@ int BPF_PROG(audit_exec, struct linux_binprm *bprm)
 	char *text;
 	__u64 bytes, args;
 	long length;
-	int is_forbidden = 0;
 
 	if (!in_job())
 		return 0;
 	settings = code_settings();
 	record = BEGIN(EXEC_SPACE);
-	if (!record) {
-		/* Nobody has looked at its arguments. */
-		if (settings)
-			bpf_send_signal(SIGKILL);
+	if (!record)
 		return 0;
-	}
 	inode = bprm->file->f_inode;
 	fill(&record->head, CT_PROCESS_RECORD_EXEC, sizeof *record);
 	task = bpf_get_current_task_btf();
@@ -306,8 +301,6 @@ int BPF_PROG(audit_exec, struct linux_binprm *bprm)
 		args = MAX_ARGS;
 	if (bpf_copy_from_user(text, args, (void *)bprm->p) == 0)
 		bpf_loop(args, find_end, &search, 0);
-	if (settings)
-		is_forbidden = code_started(settings, inode, text, search.bytes, search.left);
 	if (search.left)
 		record->head.flags = CT_CUT;
 	else if (search.bytes)
@@ -326,8 +319,6 @@ int BPF_PROG(audit_exec, struct linux_binprm *bprm)
 	record->cwd_bytes = length - 1;
 	record->head.bytes = sizeof *record + bytes + args + length - 1;
 	submit(record);
-	if (is_forbidden && !is_told(settings, CT_DENIED_WHAT_INLINE, inode))
-		refuse(settings, CT_DENIED_WHAT_INLINE, inode, &bprm->file->f_path, 0, 1);
 	return 0;
 }
 

@@ -429,14 +429,17 @@ static __always_inline int find_interpreter(struct code_settings *settings, stru
 	return -1;
 }
 
+/* Nothing follows them. */
+#define ALL_ARGUMENTS 0xffffffffU
+
 /* A command line that is read byte by byte. */
 struct arguments {
 	struct process_key process;
-	const char *text; /* Of the kernel, or of the process. */
-	__u32 is_user;
+	const char *text; /* Of the process. */
 	__u32 interpreter;
 	__u32 flags;
-	__u32 count;    /* Arguments that have ended. */
+	__u32 limit; /* Arguments; the environment follows. */
+	__u32 count; /* Those that have ended. */
 	__u32 position; /* In the one that is read. */
 	__u8 is_loaded; /* By another program, which has its name as an argument. */
 	__u8 name_passed;
@@ -449,7 +452,8 @@ struct arguments {
 	__u8 is_inline;
 	__u8 is_harmless;
 	__u8 has_name;
-	__u8 is_done;
+	__u8 is_broken;
+	__u8 is_done; /* What follows does not matter. */
 	__u64 letters;
 	__u64 option[2];
 	struct name name;
@@ -562,10 +566,10 @@ static long take_byte(__u32 index, struct arguments *line)
 	__u8 byte = 0;
 	struct code_settings *settings;
 
-	if (line->is_user)
-		bpf_probe_read_user(&byte, 1, line->text + index);
-	else
-		bpf_probe_read_kernel(&byte, 1, line->text + index);
+	if (bpf_copy_from_user(&byte, 1, line->text + index)) {
+		line->is_broken = 1;
+		return 1;
+	}
 	if (byte) {
 		argument_add(line, byte);
 		return 0;
@@ -575,25 +579,26 @@ static long take_byte(__u32 index, struct arguments *line)
 		return 1;
 	end_argument(line, &settings->interpreters[line->interpreter & (CT_MAX_INTERPRETERS - 1)]);
 	argument_begin(line);
-	return line->is_done ? 1 : 0;
+	return line->is_done || line->count >= line->limit ? 1 : 0;
 }
 
 static const struct interpreting no_names = { 0 };
 static const struct arguments no_arguments = { 0 };
 
 /*
- * The process begins to be an interpreter: which of its arguments are code. `bytes` of them from `text` on, each with a NUL.
+ * The process begins to be an interpreter: which of its arguments are code. At most `limit` of them in `bytes` from `text` on, each
+ * with a NUL.
  * Returns whether it is given code in a way that is forbidden to it.
  */
-static __always_inline int begin_interpreting(struct code_settings *settings, __u32 index, const char *text, __u32 is_user,
-					      __u32 bytes, int is_cut, int is_loaded)
+static __always_inline int begin_interpreting(struct code_settings *settings, __u32 index, unsigned long text,
+					      unsigned long bytes, __u32 limit, int is_loaded)
 {
 	struct arguments line;
 	struct interpreting *process;
 
 	BEGIN_UNKNOWN(line, no_arguments);
-	line.text = text;
-	line.is_user = is_user;
+	line.text = (const char *)text;
+	line.limit = limit;
 	line.interpreter = index;
 	line.is_loaded = is_loaded;
 	line.process = key_of(bpf_get_current_task_btf());
@@ -608,9 +613,9 @@ static __always_inline int begin_interpreting(struct code_settings *settings, __
 		return 0;
 	}
 	process->interpreter = index;
-	bpf_loop(bytes, take_byte, &line, 0);
+	bpf_loop(bytes > MAX_ARGS ? MAX_ARGS : bytes, take_byte, &line, 0);
 	process = bpf_map_lookup_elem(&interpreting, &line.process);
-	if (process && is_cut && !line.is_done)
+	if (process && !line.is_done && (line.is_broken || (limit == ALL_ARGUMENTS ? bytes > MAX_ARGS : line.count < limit)))
 		process->any = 1;
 	if (!(line.flags & CT_INTERPRETER_FLAG_INLINE_FORBIDDEN))
 		return 0;
@@ -755,19 +760,28 @@ static __always_inline int code_open(struct file *file, struct inode *inode)
 	return refuse(settings, what, inode, &file->f_path, 0, 1);
 }
 
-/* Part of audit_exec: the arguments as they were copied for the record, with the last NUL. */
-static __always_inline int code_started(struct code_settings *settings, struct inode *inode, const char *text, __u32 bytes,
-					int is_cut)
+/* The new program is in place, and its arguments lie on its stack, as in audit_exec. */
+SEC("lsm.s/bprm_committed_creds")
+int BPF_PROG(code_start, struct linux_binprm *bprm)
 {
+	struct code_settings *settings = code_settings();
 	struct process_key key;
-	int index = find_interpreter(settings, inode);
+	struct inode *inode;
+	int index;
 
+	if (!settings || !in_job())
+		return 0;
+	inode = bprm->file->f_inode;
+	index = find_interpreter(settings, inode);
 	if (index < 0) {
 		key = key_of(bpf_get_current_task_btf());
 		bpf_map_delete_elem(&interpreting, &key);
 		return 0;
 	}
-	return begin_interpreting(settings, index, text, 0, bytes, is_cut, 0);
+	if (begin_interpreting(settings, index, bprm->p, bprm->exec - bprm->p, bprm->argc, 0) &&
+	    !is_told(settings, CT_DENIED_WHAT_INLINE, inode))
+		refuse(settings, CT_DENIED_WHAT_INLINE, inode, &bprm->file->f_path, 0, 1);
+	return 0;
 }
 
 /* Part of audit_fork: what was true of the parent is of the child. */
@@ -807,7 +821,7 @@ int BPF_PROG(code_map, struct file *file, unsigned long wanted, unsigned long pr
 	struct task_struct *task;
 	struct inode *inode;
 	struct process_key key;
-	unsigned long start, bytes;
+	unsigned long start;
 	int result, index;
 
 	if (before || !(protection & PROT_EXEC) || !file)
@@ -830,8 +844,7 @@ int BPF_PROG(code_map, struct file *file, unsigned long wanted, unsigned long pr
 	if (bpf_map_lookup_elem(&interpreting, &key))
 		return 0;
 	start = task->mm->arg_start;
-	bytes = task->mm->arg_end - start;
-	if (!begin_interpreting(settings, index, (const char *)start, 1, bytes > MAX_ARGS ? MAX_ARGS : bytes, bytes > MAX_ARGS, 1))
+	if (!begin_interpreting(settings, index, start, task->mm->arg_end - start, ALL_ARGUMENTS, 1))
 		return 0;
 	return refuse(settings, CT_DENIED_WHAT_INLINE, inode, &file->f_path, 0, 1);
 }
