@@ -14,6 +14,8 @@ const TAKE_MS = 100;
 /** Records of different CPUs are put in order among each other; what has been quiet for so long has nothing to wait for. */
 const QUIET_MS = 600;
 const NS_PER_MS = 1e6;
+/** The daemon judges a tenth of the time, and others wait, too. */
+const URGENT_PATIENCE_MS = 20_000;
 
 export interface DetectMessage {
   readonly type: 'detect';
@@ -78,13 +80,24 @@ export class LinkDetections {
     this.#ask();
   }
 
-  /** Nothing comes any more: sends what there is, and waits at most `patienceMs` until it is judged. */
+  /**
+   * Nothing comes any more: sends what there is, and waits at most `patienceMs` until it is judged. What was refused is waited for
+   * longer: a run is not over while nobody has said whether that ends it.
+   */
   async end(patienceMs: number): Promise<void> {
     this.#hasEnded = true;
     clearTimeout(this.#timer);
-    const [denied, others] = sorted(this.#candidates.take(true));
-    this.#queue.unshift(...denied);
-    this.#queue.push(...others);
+    const all = [...this.#queue, ...sorted(this.#candidates.take(true)).flat()];
+    this.#queue = [];
+    await this.#drain(all.filter(isUrgent), URGENT_PATIENCE_MS);
+    await this.#drain(
+      all.filter((batch) => !isUrgent(batch)),
+      patienceMs,
+    );
+  }
+
+  async #drain(batches: readonly SentCandidate[][], patienceMs: number): Promise<void> {
+    this.#queue.push(...batches);
     this.#ask();
     if (!this.#isAsked) return;
     const { promise, resolve } = Promise.withResolvers<void>();
@@ -120,6 +133,10 @@ export class LinkDetections {
       clockOffsetMs: Math.round(Number.isFinite(this.#clockOffsetMs) ? this.#clockOffsetMs : Date.now()),
     });
   }
+}
+
+function isUrgent(batch: readonly SentCandidate[]): boolean {
+  return batch.some(({ event: { kind } }) => kind === 'denied' || kind === 'packages');
 }
 
 const NO_PROCESS: DetectEvent['process'] = { binary: '', program: '', uid: 0, sockets: [], connections: [] };
