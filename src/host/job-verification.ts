@@ -57,8 +57,8 @@ export async function verifyJob(options: VerificationOptions): Promise<VerifiedJ
   }
   const { demands } = asked.decision;
   if (isNothing(demands)) return undefined;
-  const locks = request.verify?.dependencies?.locks;
-  const evidence = await options.askClient({ ...demands, ...(locks === undefined ? {} : { locks }) });
+  const locks = await lockFiles(options);
+  const evidence = await options.askClient({ ...demands, locks: [...locks.usual, ...locks.named] });
   const gathered = await gather(evidence, { ...options, demands, locks, now: new Date() });
   const answered = { ...input, evidence: gathered.facts };
   const decided = await policy.engine.decideVerify(answered);
@@ -87,6 +87,26 @@ function firstQuestion({ verify }: JobRequest, run: RunFacts): VerifyInput {
   return { version: 1, run, ask, evidence: null };
 }
 
+/** Which lock files are verified. */
+interface LockFiles {
+  /** If they are there; if they are not sent, they may not be. */
+  readonly usual: readonly string[];
+  /** They have to be there. */
+  readonly named: readonly string[];
+}
+
+/** Those that the job names take the place of the usual ones only in what the job alone demands. */
+async function lockFiles({ request, run, policy }: VerificationOptions): Promise<LockFiles> {
+  const named = request.verify?.dependencies?.locks;
+  if (named === undefined) return { usual: USUAL_LOCKS, named: [] };
+  const { decision } = await policy.engine.decideVerify(firstQuestion({ ...request, verify: {} }, run));
+  const isOwn = decision.allow && decision.demands.dependencies === 'none';
+  return {
+    usual: isOwn ? [] : USUAL_LOCKS.filter((path) => !named.includes(path)),
+    named: [...new Set(named)],
+  };
+}
+
 function isNothing({ commit, scripts, dependencies }: VerifyDecision['demands']): boolean {
   return !commit && scripts.length === 0 && dependencies === 'none';
 }
@@ -108,7 +128,7 @@ async function gather(
   evidence: Evidence,
   options: VerificationOptions & {
     readonly demands: VerifyDecision['demands'];
-    readonly locks: readonly string[] | undefined;
+    readonly locks: LockFiles;
     readonly now: Date;
   },
 ): Promise<Gathered> {
@@ -140,8 +160,8 @@ async function gather(
     const sent = partsOf('lock');
     const { locks } = options;
     const isSent = (path: string): boolean => sent.some((part) => part.path === path);
-    if (locks === undefined) absent.push(...USUAL_LOCKS.filter((path) => !isSent(path)));
-    dependencies.push(...(locks ?? []).filter((path) => !isSent(path)).map(missingLock));
+    absent.push(...locks.usual.filter((path) => !isSent(path)));
+    dependencies.push(...locks.named.filter((path) => !isSent(path)).map(missingLock));
     if (sent.length > 0) {
       const proofs = new Map(partsOf('evidence').map(({ path, bytes }) => [path, bytes]));
       const judged = await judgeLocks({

@@ -37,11 +37,11 @@ test('members of a workspace, which the lock file names, may not change, either'
   assert.deepEqual(problem(files, now), { problem: 'changed', path: 'packages/own/package.json' });
 });
 
-test('a package without a digest is named; of links and bundled packages others vouch', () => {
+test('a package without a digest is named, also one that is said to be bundled; of links others vouch', () => {
   const others = {
     'node_modules/own': { resolved: 'packages/own', link: true },
     'node_modules/a': { integrity: 'sha512-x' },
-    'node_modules/a/node_modules/b': { inBundle: true },
+    'node_modules/a/node_modules/b': { inBundle: true, integrity: 'sha512-x' },
   };
   const withLock = (text: string): unknown => problem({ 'package-lock.json': text });
   assert.equal(withLock(lock(others)), undefined);
@@ -51,6 +51,9 @@ test('a package without a digest is named; of links and bundled packages others 
     null,
     { integrity: 'md5-x' },
     { integrity: 1 },
+    // npm fetches what the archive does not bundle, and what is in a lock file that an archive brings.
+    { inBundle: true },
+    { integrity: 'sha512-x', hasShrinkwrap: true },
   ]) {
     const path = 'node_modules/g';
     assert.deepEqual(withLock(lock({ ...others, [path]: entry })), { problem: 'no-digest', path });

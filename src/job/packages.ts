@@ -146,14 +146,18 @@ function membersOfNpm(lock: Buffer): string[] {
     .map((place) => `${place}/package.json`);
 }
 
-/** Of links and bundled packages, others vouch. */
+/**
+ * Of links, others vouch. Bundled packages come with the archive above them only if they are in it: what is not, npm fetches. Of a
+ * package with a lock file of its own, npm installs what that one lists.
+ */
 function undigestedOfNpm(lock: Buffer): string | undefined {
   const packages = packagesOfNpm(lock);
   if (!packages) return 'all of them (lockfileVersion 1)';
   for (const [place, entry] of packages) {
     if (!isInstalled(place)) continue;
-    const { link, inBundle, integrity } = (entry ?? {}) as Record<string, unknown>;
-    if (link === true || inBundle === true) continue;
+    const { link, hasShrinkwrap, integrity } = (entry ?? {}) as Record<string, unknown>;
+    if (link === true) continue;
+    if (hasShrinkwrap === true) return place;
     if (typeof integrity !== 'string' || !/^sha(1|256|384|512)-/.test(integrity)) return place;
   }
   return undefined;

@@ -15,7 +15,7 @@ export interface VerifyRequest {
   readonly scripts?: readonly string[];
   readonly dependencies?: {
     readonly level: DependencyLevel;
-    /** Lock files; absent: those in the root of the workspace. */
+    /** Lock files; absent: those in the root of the workspace, which are verified in any case if policy demands it. */
     readonly locks?: readonly string[];
   };
 }

@@ -163,6 +163,29 @@ describe('npm', () => {
       () => (entries['node_modules/left/node_modules/b'] = { version: '1.0.0', inBundle: true }),
     ],
     [
+      'a package that says to be bundled, which npm fetches if the archive lacks it',
+      () => {
+        left()['bundleDependencies'] = ['b'];
+        left()['dependencies'] = { b: '1.0.0' };
+        entries['node_modules/left/node_modules/b'] = { version: '1.0.0', inBundle: true };
+      },
+    ],
+    ['a package with a lock file of its own', () => (left()['hasShrinkwrap'] = true)],
+    [
+      'an address in the place of a version',
+      () => {
+        delete left()['resolved'];
+        left()['version'] = 'https://registry.example.evil/left.tgz';
+      },
+    ],
+    [
+      'an address in a name',
+      () => {
+        delete left()['resolved'];
+        left()['name'] = 'left@https://registry.example.evil/left.tgz#';
+      },
+    ],
+    [
       'a package that says to be bundled in the project',
       () => (entries['node_modules/b'] = { version: '1.0.0', inBundle: true }),
     ],
@@ -187,11 +210,13 @@ describe('npm', () => {
     entries = { 'node_modules/left': left() };
     write({ lockfileVersion: 2, dependencies: older });
     await passes('integrity');
-    write({
-      lockfileVersion: 2,
-      dependencies: { left: { ...older.left, integrity: sha512Integrity('evil') } },
-    });
-    await refused('integrity', 'VERIFY_DEPENDENCY_INTEGRITY');
+    for (const lockfileVersion of [2, 3]) {
+      const evil = { ...older.left, integrity: sha512Integrity('evil') };
+      for (const entry of [evil, { version: '9.0.0', bundled: true }]) {
+        write({ lockfileVersion, dependencies: { left: entry } });
+        await refused('integrity', 'VERIFY_DEPENDENCY_INTEGRITY');
+      }
+    }
   });
 
   test('a lock file that is missing, or that the client keeps back, is VERIFY_EVIDENCE_MISSING', async () => {
@@ -215,6 +240,26 @@ describe('npm', () => {
     rmSync(join(project.root, 'requirements.txt'));
     rmSync(join(project.root, 'package-lock.json'));
     await refused('integrity', 'VERIFY_EVIDENCE_MISSING');
+  });
+
+  test('a job that names other lock files keeps those in the root from nothing that policy demands', async () => {
+    project.write('decoy.json', JSON.stringify({ lockfileVersion: 3, packages: { '': {} } }));
+    delete left()['integrity'];
+    write();
+    const demanded = { dependencies: { level: 'none', locks: ['decoy.json'] } } as const;
+    const own = { dependencies: { level: 'integrity', locks: ['decoy.json'] } } as const;
+    assert.ok(await project.verify(own));
+    policy({ dependencies: 'integrity' });
+    for (const request of [demanded, own]) {
+      await assert.rejects(project.verify(request), { code: 'VERIFY_DEPENDENCY_INTEGRITY' });
+    }
+    const kept = (sent: Awaited<ReturnType<SignedProject['evidence']>>) => ({
+      ...sent,
+      parts: sent.parts.filter(({ path }) => path === 'decoy.json'),
+    });
+    await assert.rejects(project.verify(own, { tamper: kept }), { code: 'VERIFY_EVIDENCE_MISSING' });
+    rmSync(join(project.root, 'package-lock.json'));
+    assert.ok(await project.verify(own));
   });
 
   test('a lock file that is another than the one that was judged is VERIFY_FILE_CHANGED', async () => {
@@ -387,6 +432,30 @@ describe('Python', () => {
       write(`${good}${line}\n`);
       await refused('integrity', 'VERIFY_DEPENDENCY_INTEGRITY');
     }
+  });
+
+  test('what pip reads in another way than it looks is VERIFY_DEPENDENCY_INTEGRITY', async () => {
+    const hash = `--hash=sha256:${wheel}`;
+    const hidden = `hidden @ https://elsewhere.example/h.whl ${hash}`;
+    for (const text of [
+      `# a comment does not go on \\\n${hidden}\n`,
+      ...['\r', '\v', '\f', '\x1c', '\x85', '\u2028', '\u2029'].map(
+        (end) => `# a line for Python${end}${hidden}\n`,
+      ),
+      `# coding: utf-7\n# +AAo-${hidden}\n`,
+      `--pre -r other.txt\n`,
+      `--require-hashes --extra-index-url https://elsewhere.example/simple\n`,
+      `--only-binary :all: --find-links https://elsewhere.example/\n`,
+      `-i ${PYPI}\\@elsewhere.example/simple\n`,
+      `-i https://\${HOST}@${new URL(PYPI).host}/simple\n`,
+      `left-pad==1.0 ; python_version > "3" -r other.txt ${hash}\n`,
+      `left-pad==1.0 ; python_version > "\${MARKER}" ${hash}\n`,
+    ]) {
+      write(`${text}${good}`);
+      await refused('integrity', 'VERIFY_DEPENDENCY_INTEGRITY');
+    }
+    write(`# coding: utf-8\n# Grüße \\\n# ${hidden}\n--only-binary :all:\n--pre\n${good}`);
+    await passes('provenance');
   });
 
   test('an attestation that is missing for one of the archives, or is of somebody else, is VERIFY_DEPENDENCY_UNPROVEN', async () => {

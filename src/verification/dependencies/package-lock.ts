@@ -6,6 +6,9 @@ import { parseBoundedJson } from './bounded-json.ts';
 const MAX_PACKAGES = 20_000;
 const MAX_TEXT = 4096;
 const MAX_DEPTH = 200;
+/** Where nothing says from where a package is, npm asks for `name@version`, which could be any address. */
+const NAME = /^(?:@[a-z0-9~-][a-z0-9._~-]*\/)?[a-z0-9~_-][a-z0-9._~-]*$/i;
+const VERSION = /^\d+\.\d+\.\d+(?:-[0-9A-Za-z.-]+)?(?:\+[0-9A-Za-z.-]+)?$/;
 
 export interface LockedPackage {
   readonly name: string;
@@ -46,10 +49,12 @@ export function parsePackageLock(bytes: Buffer): readonly LockedPackage[] {
       }
       continue;
     }
-    if (entry['inBundle'] === true && isBundled(path, entry, entries)) continue;
+    // npm installs what the archive of such a package lists, instead of what is listed here.
+    if (entry['hasShrinkwrap'] === true) throw new Error(`${name} has a lock file of its own`);
+    // One that is bundled as well: what the archive above it does not hold, npm fetches.
     found.push(packageOf(name, entry));
   }
-  if (version === 2 && document['dependencies'] !== undefined) {
+  if (document['dependencies'] !== undefined) {
     requireSameInOlderPart(document['dependencies'], found, entries);
   }
   return found;
@@ -59,7 +64,8 @@ function packageOf(path: string, entry: Record<string, unknown>): LockedPackage 
   const name = entry['name'] ?? path;
   const version = entry['version'];
   const { integrity, resolved } = entry as { integrity?: unknown; resolved?: unknown };
-  if (!isText(name) || !isText(version)) throw new Error(`${path} has no version`);
+  if (!isText(name) || !NAME.test(name)) throw new Error(`${path} has no name that packages have`);
+  if (!isText(version) || !VERSION.test(version)) throw new Error(`${path} has no version`);
   if (resolved !== undefined && !isText(resolved)) throw new Error(`${path} comes from nowhere`);
   return { name, version, integrity: countingDigest(integrity), resolved };
 }
@@ -70,19 +76,7 @@ function countingDigest(integrity: unknown): string | undefined {
   return integrity;
 }
 
-/** It comes with the archive of a package above it, whose digest covers it. */
-function isBundled(path: string, entry: Record<string, unknown>, entries: Record<string, unknown>): boolean {
-  if (entry['resolved'] !== undefined) return false;
-  for (let at = path.lastIndexOf('/node_modules/'); at > 0; at = path.lastIndexOf('/node_modules/', at - 1)) {
-    const parent = entries[path.slice(0, at)];
-    if (!isObject(parent) || parent['inBundle'] === true) continue;
-    const bundled = parent['bundleDependencies'] ?? parent['bundledDependencies'];
-    return (bundled === true || Array.isArray(bundled)) && countingDigest(parent['integrity']) !== undefined;
-  }
-  return false;
-}
-
-/** npm 6 reads another part of a lock file of version 2: it must not say anything else. */
+/** npm 6 reads another part of a lock file: it must not say anything else. */
 function requireSameInOlderPart(
   dependencies: unknown,
   packages: readonly LockedPackage[],
@@ -96,11 +90,10 @@ function requireSameInOlderPart(
     if (!isObject(level) || depth > MAX_DEPTH) throw new Error('its `dependencies` are no object');
     for (const [name, entry] of Object.entries(level)) {
       if (!isObject(entry) || ++count > MAX_PACKAGES) throw new Error('its `dependencies` are no packages');
-      const { version, integrity, resolved, bundled } = entry as Record<string, unknown>;
+      const { version, integrity, resolved } = entry as Record<string, unknown>;
       const own =
         typeof version === 'string' && version.startsWith('file:') && isOfTree(version.slice(5), entries);
-      const covered = bundled === true && resolved === undefined;
-      if (!own && !covered && !known.has(`${version} ${countingDigest(integrity)} ${resolved}`)) {
+      if (!own && !known.has(`${version} ${countingDigest(integrity)} ${resolved}`)) {
         throw new Error(`its \`dependencies\` have another ${name} than its \`packages\``);
       }
       if (entry['dependencies'] !== undefined) visit(entry['dependencies'], depth + 1);
