@@ -5,8 +5,12 @@
  * test/security/unsigned-code.test.ts. Ordinary builds pass.
  */
 import assert from 'node:assert/strict';
+import { generateKeyPairSync } from 'node:crypto';
+import { readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { CodeHost, type CodeRun, type CodeStep } from '../support/code-host.ts';
+import { scratchDirectory } from '../support/scratch.ts';
 
 const LIMIT = { timeout: 240_000 };
 
@@ -210,6 +214,33 @@ test('an ordinary build passes: what steps without network write counts as built
   assert.equal(run.outcome.status, 0, said(run));
   assert.deepEqual([run.alerts, run.job.code], [[], undefined]);
 });
+
+test(
+  'what is signed runs where nobody trusts the working tree, and its neighbour does not',
+  LIMIT,
+  async () => {
+    using scratch = scratchDirectory();
+    const { publicKey, privateKey } = generateKeyPairSync('ec', { namedCurve: 'prime256v1' });
+    const key = publicKey.export({ type: 'spki', format: 'pem' }) as string;
+    const pkcs8 = privateKey.export({ type: 'pkcs8', format: 'pem' });
+    writeFileSync(join(scratch.path, 'release.key'), pkcs8, { mode: 0o600 });
+    const signed = 'echo signed-ran\n';
+    writeFileSync(join(scratch.path, 'signed.sh'), signed);
+    const made = await host.ct(['sign', 'signed.sh', '--key', 'release.key'], scratch.path);
+    assert.equal(made.status, 0, made.stderr);
+    const manifest = readFileSync(join(scratch.path, 'ct.signed.json'), 'utf8');
+    const files = { 'signed.sh': signed, 'neighbour.sh': 'echo neighbour-ran\n', 'ct.signed.json': manifest };
+    using _policy = host.policy({ exec: { trust: ['built'] }, verify: { signers: { release: { key } } } });
+    const job = { exec: 'terminate', verify: { scripts: 'ct.signed.json' }, files } as const;
+    const run = await host.run({ ...job, steps: [{ name: 'signed', run: 'sh signed.sh' }] });
+    assert.equal(run.outcome.status, 0, said(run));
+    assert.match(run.outcome.stderr, /signed-ran/);
+    assert.deepEqual(run.alerts, []);
+    const other = await host.run({ ...job, steps: [{ name: 'neighbour', run: 'sh neighbour.sh' }] });
+    assert.equal(other.outcome.status, 122, said(other));
+    assert.doesNotMatch(other.outcome.stderr, /neighbour-ran/);
+  },
+);
 
 test(
   'between a step with and one without network nothing survives: no process, and no descriptor',

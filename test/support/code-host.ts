@@ -24,6 +24,7 @@ export interface CodeJob {
   /** Absent: as policy says, which is `off`. */
   readonly exec?: 'audit' | 'enforce' | 'terminate';
   readonly image?: string;
+  readonly verify?: object;
   /** Of the working tree. */
   readonly files?: Readonly<Record<string, string>>;
 }
@@ -66,7 +67,7 @@ export class CodeHost implements AsyncDisposable {
     const { path } = cleanup.use(scratchDirectory('ct-code-'));
     const home = join(path, 'home');
     for (const directory of [home, join(home, 'policy')]) mkdirSync(directory, { mode: 0o700 });
-    writeFileSync(join(home, 'policy/data.yml'), POLICY, { mode: 0o600 });
+    writeFileSync(join(home, 'policy/data.yml'), policyData({}), { mode: 0o600 });
     for (const image of images) await testImage(image);
     await borrowImages(home);
     const registry = cleanup.use(await packageRegistry());
@@ -75,7 +76,7 @@ export class CodeHost implements AsyncDisposable {
   }
 
   /** Runs the job in a VM of its own; returns when it is over. */
-  async run({ steps, exec, image = 'debian-12', files = {} }: CodeJob): Promise<CodeRun> {
+  async run({ steps, exec, verify, image = 'debian-12', files = {} }: CodeJob): Promise<CodeRun> {
     const root = join(this.#directory, `job-${this.#jobs++}`);
     const job = {
       image,
@@ -84,6 +85,7 @@ export class CodeHost implements AsyncDisposable {
       // What is wrong with the registry stays wrong: npm need not try again after ten seconds.
       env: { REGISTRY: this.origin, npm_config_registry: this.origin, npm_config_fetch_retries: '0' },
       ...(exec === undefined ? {} : { exec }),
+      ...(verify === undefined ? {} : { verify }),
       steps,
     };
     const all = { ...files, 'ct.yml': JSON.stringify({ version: 1, jobs: { job } }) };
@@ -95,6 +97,13 @@ export class CodeHost implements AsyncDisposable {
     const report = JSON.parse(outcome.stdout || '{"jobs":[{}]}').jobs[0];
     const alerts = this.#alerts().filter(({ run }) => run.id === report.run);
     return { outcome, job: report, alerts, home: this.home };
+  }
+
+  /** Replaces `exec:` of the policy, and adds other keys; undone by disposal. */
+  policy(change: { readonly exec?: object; readonly verify?: object }): Disposable {
+    const path = join(this.home, 'policy/data.yml');
+    writeFileSync(path, policyData(change));
+    return { [Symbol.dispose]: () => writeFileSync(path, policyData({})) };
   }
 
   ct(args: readonly string[], cwd: string = this.#directory): Promise<CtOutcome> {
@@ -124,18 +133,15 @@ export class CodeHost implements AsyncDisposable {
   }
 }
 
-const POLICY = `version: 1
-egress:
-  mode: enforce
-  allow: ['*']
-  resolve: {${REGISTRY_NAME}: 127.0.0.1}
-exec:
-  inline: [perl]
-admission:
-  trust: [local]
-  repositories: ['*']
-  refs: ['*']
-  actors: ['*']
-  images: ['*']
-limits: {cpus: 64, memory: 256G, disk: 1T, timeout: 1d}
-`;
+/** JSON is YAML. */
+function policyData(change: object): string {
+  const all = ['*'];
+  return JSON.stringify({
+    version: 1,
+    egress: { mode: 'enforce', allow: all, resolve: { [REGISTRY_NAME]: '127.0.0.1' } },
+    exec: { inline: ['perl'] },
+    admission: { trust: ['local'], repositories: all, refs: all, actors: all, images: all },
+    limits: { cpus: 64, memory: '256G', disk: '1T', timeout: '1d' },
+    ...change,
+  });
+}
