@@ -31,7 +31,7 @@ if (version !== OPA_VERSION) {
 }
 const work = mkdtempSync(join(tmpdir(), 'ct-policies-'));
 try {
-  const wasm = await compileTo(work, opa, [rules]);
+  const wasm = await compileTo(work, opa, [{ directory: rules, files: regoSources(rules) }]);
   const made = {
     source: sourceDigest(regoSources(rules)),
     wasm: createHash('sha256').update(wasm).digest('hex'),

@@ -62,15 +62,9 @@ async function commitObject(root: string): Promise<Buffer | undefined> {
 async function dirtyPaths(root: string): Promise<readonly string[]> {
   const status = await git(
     root,
-    [
-      ...(await withoutFilters(root)),
-      'status',
-      '--porcelain=v1',
-      '-z',
-      '--no-renames',
-      '--ignore-submodules=all',
-    ],
+    ['status', '--porcelain=v1', '-z', '--no-renames', '--ignore-submodules=all'],
     MAX_STATUS_BYTES,
+    await withoutFilters(root),
   );
   const lines = (status?.toString('utf8') ?? '').split('\0').filter((line) => line !== '');
   return lines.slice(0, DIRTY_SHOWN).map((line) => printable(line.slice(3)));
@@ -79,16 +73,27 @@ async function dirtyPaths(root: string): Promise<readonly string[]> {
 /**
  * git would run a filter that the repository configures. Without it, files that pass through one differ from the commit, which
  * is what the comparison of the tree will say as well.
+ *
+ * In variables, because a name may have a `=`, at which git would end it in `-c`.
  */
-async function withoutFilters(root: string): Promise<readonly string[]> {
+async function withoutFilters(root: string): Promise<Readonly<Record<string, string>>> {
   const pattern = '^filter\\..*\\.(clean|smudge|process|required)$';
   const found = await git(root, ['config', '-z', '--name-only', '--get-regexp', pattern], MAX_STATUS_BYTES);
-  const names = new Set((found?.toString('utf8') ?? '').split('\0').filter((name) => name !== ''));
-  return [...names].flatMap((name) => ['-c', `${name}=${name.endsWith('.required') ? 'false' : ''}`]);
+  const names = [...new Set((found?.toString('utf8') ?? '').split('\0').filter((name) => name !== ''))];
+  const settings = names.flatMap((name, index) => [
+    [`GIT_CONFIG_KEY_${index}`, name],
+    [`GIT_CONFIG_VALUE_${index}`, name.endsWith('.required') ? 'false' : ''],
+  ]);
+  return { ...Object.fromEntries(settings), GIT_CONFIG_COUNT: String(names.length) };
 }
 
 /** What git prints; undefined if it fails or prints more than that. */
-function git(root: string, args: readonly string[], maxBytes: number): Promise<Buffer | undefined> {
+function git(
+  root: string,
+  args: readonly string[],
+  maxBytes: number,
+  settings: Readonly<Record<string, string>> = {},
+): Promise<Buffer | undefined> {
   const { promise, resolve } = Promise.withResolvers<Buffer | undefined>();
   execFile(
     'git',
@@ -104,6 +109,10 @@ function git(root: string, args: readonly string[], maxBytes: number): Promise<B
         HOME: process.env['HOME'] ?? '/',
         LC_ALL: 'C',
         GIT_TERMINAL_PROMPT: '0',
+        // An object that is not there is not fetched, which a repository can have done by any program.
+        GIT_NO_LAZY_FETCH: '1',
+        GIT_ALLOW_PROTOCOL: 'none',
+        ...settings,
       },
     },
     (error, stdout) => resolve(error ? undefined : stdout),

@@ -160,7 +160,9 @@ export async function compilePolicy(
   directories: readonly string[],
   options: ToolOptions,
 ): Promise<{ readonly wasm: Uint8Array; readonly sourceDigest: string }> {
-  const digest = sourceDigest(directories.flatMap((directory) => regoSources(directory)));
+  // Read once: what is compiled is what it is kept as.
+  const sources = directories.map((directory) => ({ directory, files: regoSources(directory) }));
+  const digest = sourceDigest(sources.flatMap(({ files }) => files));
   const cache = join(options.ctHome, 'policy-cache');
   const kept = join(cache, `${digest}.wasm`);
   if (existsSync(kept)) return { wasm: readFileSync(kept), sourceDigest: digest };
@@ -169,7 +171,7 @@ export async function compilePolicy(
   const work = mkdtempSync(join(cache, '.compile-'));
   try {
     options.progress?.('compiling the policy');
-    const wasm = await compileTo(work, opa, directories, options.signal);
+    const wasm = await compileTo(work, opa, sources, options.signal);
     writeFileSync(join(work, 'kept'), wasm, { mode: 0o600 });
     renameSync(join(work, 'kept'), kept);
     return { wasm, sourceDigest: digest };
@@ -178,18 +180,24 @@ export async function compilePolicy(
   }
 }
 
+/** Rules, and the directory that they were read from. */
+export interface RuleSources {
+  readonly directory: string;
+  readonly files: readonly SourceText[];
+}
+
 /**
- * Compiles the rules below `directories`, in the directory `work`. The same sources and version of OPA give the same bytes,
+ * Compiles rules, in the directory `work`. The same sources and version of OPA give the same bytes,
  * wherever they lie: the program holds the names of its files, which are those of copies.
  */
 export async function compileTo(
   work: string,
   opa: string,
-  directories: readonly string[],
+  sources: readonly RuleSources[],
   signal?: AbortSignal,
 ): Promise<Uint8Array> {
-  for (const [index, directory] of directories.entries()) {
-    for (const source of regoSources(directory)) {
+  for (const [index, { files }] of sources.entries()) {
+    for (const source of files) {
       const copy = join(work, 'rego', String(index), source.name);
       mkdirSync(dirname(copy), { recursive: true });
       writeFileSync(copy, source.text, { mode: 0o600 });
@@ -203,8 +211,8 @@ export async function compileTo(
     { directory: work, signal: limit },
   );
   if (status !== 0) {
-    const told = directories.reduce(
-      (text, directory, index) => text.replaceAll(`rego/${index}/`, `${directory}/`),
+    const told = sources.reduce(
+      (text, { directory }, index) => text.replaceAll(`rego/${index}/`, `${directory}/`),
       output.trim(),
     );
     throw new CtError('POLICY_INVALID', `the policy does not compile:\n${told}`);

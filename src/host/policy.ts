@@ -1,5 +1,5 @@
 /** The policy of this host, as the daemon uses it: loaded when its files change, and kept for as long as a run needs it. */
-import { lstatSync, readdirSync, statSync } from 'node:fs';
+import { readdirSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { CtError, messageOf } from '../core/errors.ts';
 import type { PresetResolver } from '../egress/presets/index.ts';
@@ -61,7 +61,8 @@ export class PolicyKeeper implements HostPolicy {
   }
 
   async current(): Promise<CurrentPolicy> {
-    const fingerprint = await this.#fingerprint();
+    const files = await this.#filesThatCount();
+    const fingerprint = files + (await this.#presetsNow());
     if (this.#state?.fingerprint === fingerprint) return await this.#state.policy;
     const before = this.#state;
     const state = { fingerprint, policy: this.#load() };
@@ -72,8 +73,9 @@ export class PolicyKeeper implements HostPolicy {
     );
     try {
       const policy = await state.policy;
-      // What it gives every job is known only now; the next look is to find it the same.
-      if (this.#state === state) this.#state = { ...state, fingerprint: await this.#fingerprint() };
+      // What it gives every job is known only now; the next look is to find it the same. Files are as they were before they were
+      // read: one that changed meanwhile makes the next look load it again.
+      if (this.#state === state) this.#state = { ...state, fingerprint: files + (await this.#presetsNow()) };
       return policy;
     } catch (error) {
       const lasts = error instanceof CtError && LASTING.has(error.code);
@@ -98,16 +100,21 @@ export class PolicyKeeper implements HostPolicy {
     return new HeldPolicy(loaded);
   }
 
-  /** Changes when another policy counts, when a file of it changes, and when a preset stands for something else. */
-  async #fingerprint(): Promise<string> {
+  /** Changes when another policy counts, and when a file of it changes. */
+  async #filesThatCount(): Promise<string> {
     const { policyDirectory } = await import('./policy-source.ts');
     const directory = policyDirectory(this.#options);
+    return JSON.stringify([directory ?? null, directory === undefined ? [] : filesOf(directory)]);
+  }
+
+  /** Changes when a preset stands for something else. */
+  async #presetsNow(): Promise<string> {
     // What cannot be resolved any more may not be asked for any more, either: loading tells.
     const presets = await this.#options.presets.resolve(this.#alwaysPresets).then(
       (resolved) => resolved.map(({ destinations }) => destinations),
       (error) => messageOf(error),
     );
-    return JSON.stringify([directory ?? null, directory === undefined ? [] : filesOf(directory), presets]);
+    return JSON.stringify(presets);
   }
 }
 
@@ -177,12 +184,12 @@ class HeldPolicy implements CurrentPolicy {
   }
 }
 
-/** Everything in the directory, as far as stat(2) tells files apart. */
+/** Everything in the directory, which may be a link to one, as far as stat(2) tells files apart. */
 function filesOf(directory: string): string[] {
-  if (!lstatSync(directory).isDirectory()) return [];
+  if (!statSync(directory, { throwIfNoEntry: false })?.isDirectory()) return [];
   const names = readdirSync(directory, { recursive: true, encoding: 'utf8' }).sort();
   return ['', ...names].map((name) => {
     const stats = statSync(join(directory, name), { bigint: true, throwIfNoEntry: false });
-    return `${name} ${stats?.ino} ${stats?.size} ${stats?.mtimeNs} ${stats?.mode} ${stats?.uid}`;
+    return `${name} ${stats?.ino} ${stats?.size} ${stats?.mtimeNs} ${stats?.ctimeNs} ${stats?.mode} ${stats?.uid}`;
   });
 }

@@ -1,6 +1,6 @@
 /** The policy that counts on a host, as the daemon keeps it: read again when files or presets change, kept for its runs. */
 import assert from 'node:assert/strict';
-import { mkdirSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { CtError } from '../../src/core/errors.ts';
@@ -90,6 +90,36 @@ test('POLICY_INVALID stays until the file changes, and does not fall back to ano
   for (let i = 0; i < 2; i++)
     await assert.rejects(policy.current(), { code: 'POLICY_INVALID', message: /data\.yml:2/ });
   write(scratch.path, '{mode: enforce, allow: [a.test]}');
+  assert.equal((await policy.current()).mode, 'enforce');
+});
+
+test('a file that changes while the policy is loaded counts from the next look on', async () => {
+  using scratch = scratchDirectory();
+  write(scratch.path, '{mode: enforce, allow: []}');
+  let edits = 0;
+  const policy = keeper(scratch, new Presets(), () => {
+    if (edits++ === 0) write(scratch.path, '{mode: terminate, allow: []}'); // it has been read
+  });
+  assert.equal((await policy.current()).mode, 'enforce');
+  assert.equal((await policy.current()).mode, 'terminate');
+  await policy.current();
+  assert.equal(edits, 2, 'and then it stays');
+});
+
+test('a policy that lies behind a link counts as it is now, and so does another one that the link is moved to', async () => {
+  using scratch = scratchDirectory();
+  const at = (name: string): string => join(scratch.path, name);
+  for (const name of ['one', 'two']) {
+    mkdirSync(at(name));
+    write(at(name), '{mode: enforce, allow: []}');
+  }
+  symlinkSync(at('one/policy'), at('policy'));
+  const policy = keeper(scratch);
+  assert.equal((await policy.current()).mode, 'enforce');
+  write(at('one'), '{mode: terminate, allow: []}');
+  assert.equal((await policy.current()).mode, 'terminate');
+  rmSync(at('policy'));
+  symlinkSync(at('two/policy'), at('policy'));
   assert.equal((await policy.current()).mode, 'enforce');
 });
 

@@ -52,7 +52,9 @@ test('the digest of rules changes with every byte of them, and not with their te
 describe('with opa', { skip: withoutOpa }, () => {
   test('compiled again, the rules give the same bytes', { skip: withoutPinned }, async () => {
     using scratch = scratchDirectory();
-    const wasm = await compileTo(scratch.path, opa as string, [shippedRules]);
+    const wasm = await compileTo(scratch.path, opa as string, [
+      { directory: shippedRules, files: regoSources(shippedRules) },
+    ]);
     assert.ok(readFileSync(join(policies, 'policy.wasm')).equals(wasm), 'run setup/policies.ts');
   });
 

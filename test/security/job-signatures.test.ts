@@ -372,14 +372,36 @@ describe('a signed commit', () => {
   test('the configuration of the repository cannot make the comparison run a program', async () => {
     const marker = project.path('ran');
     project.git('config', 'core.fsmonitor', `touch ${marker}`);
-    for (const part of ['clean', 'smudge', 'process'])
-      project.git('config', `filter.evil.${part}`, `touch ${marker}; cat`);
-    project.git('config', 'filter.evil.required', 'true');
-    project.write('.git/info/attributes', '* filter=evil\n');
+    for (const name of ['evil', 'e=v=il']) {
+      for (const part of ['clean', 'smudge', 'process'])
+        project.git('config', `filter.${name}.${part}`, `touch ${marker}; cat`);
+      project.git('config', `filter.${name}.required`, 'true');
+    }
+    project.write('.git/info/attributes', '* filter=evil\n*.c filter=e=v=il\n');
     project.write('src/main.c', 'int evil;\n');
     await refused('VERIFY_TREE_DIRTY');
     assert.ok(!existsSync(marker), 'a program of the repository ran');
     assert.throws(() => project.git('-c', 'core.fsmonitor=false', 'status'));
+    assert.ok(existsSync(marker), 'the control: git alone runs it');
+    end();
+  });
+
+  test('a commit that is not there is not fetched, which the repository could have any program do', async () => {
+    const marker = project.path('ran');
+    for (const [key, value] of [
+      ['core.repositoryFormatVersion', '1'],
+      ['extensions.partialClone', 'origin'],
+      ['remote.origin.promisor', 'true'],
+      ['remote.origin.url', project.path('elsewhere')],
+      ['remote.origin.uploadpack', `touch ${marker};`],
+    ] as const) {
+      project.git('config', key, value);
+    }
+    const id = project.git('rev-parse', 'HEAD');
+    rmSync(join(project.root, '.git/objects', id.slice(0, 2), id.slice(2)));
+    await refused('VERIFY_EVIDENCE_MISSING');
+    assert.ok(!existsSync(marker), 'a program of the repository ran');
+    assert.throws(() => project.git('cat-file', 'commit', 'HEAD'));
     assert.ok(existsSync(marker), 'the control: git alone runs it');
     end();
   });
