@@ -74,6 +74,7 @@ test_interpreters if {
 	interpreter(of("acme/strict"), "/usr/bin/python3").endings == [".py", ".pyc", ".pth"]
 	interpreter(of("acme/strict"), "/bin/bash").arguments == "every"
 	interpreter(of("acme/strict"), "/usr/bin/guile") == {"path": "/usr/bin/guile", "endings": [".scm"], "options": ["-c"], "arguments": "first", "inline": "allowed"}
+
 	# Twelve of an operator's own (src/policy/data.ts) still fit into what a guest takes.
 	count(exec.known) <= 20
 }

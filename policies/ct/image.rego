@@ -57,11 +57,11 @@ image := input.image
 # Those of the repository, and for strangers' jobs those of `untrusted`, too: all of them have to be met.
 rule_sets contains lib.profile.image
 
-rule_sets contains lib.config.untrusted.image if input.run.trust == "untrusted"
+rule_sets contains lib.config.untrusted.image if lib.stranger
 
 # One that is missing for strangers' jobs lets nothing through.
 rule_sets contains {} if {
-	input.run.trust == "untrusted"
+	lib.stranger
 	not lib.config.untrusted.image
 }
 

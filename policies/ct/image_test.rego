@@ -147,3 +147,12 @@ test_unlocked_image_is_told if {
 	decision := ask(object.union(built, {"image": {"unlocked": true}}), shipped)
 	count(decision.notices) == 1
 }
+
+test_whoever_is_not_known_is_a_stranger if {
+	ask(built, shipped).allow == true
+	every trust in [null, "", "Trusted"] {
+		question := object.union(built, {"run": {"trust": trust}})
+		ask(question, shipped).allow == false
+	}
+	ask(object.union(object.remove(built, ["run"]), {"run": {"job": "test"}}), shipped).allow == false
+}

@@ -10,6 +10,11 @@ ready if {
 	config.version == 1
 }
 
+# Whoever is not known to be of this machine, or trusted; in two rules, because `not` must not see what is undefined.
+stranger if not known
+
+known if input.run.trust in {"local", "trusted"}
+
 # ------------------------------------------------------------------------------------- whose settings count
 
 # The settings of the run's repository: its own, else those of the longest pattern that fits, else the general ones.

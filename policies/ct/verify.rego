@@ -66,11 +66,11 @@ with_code(reason) := lib.denial_of(reason, "ct.verify.deny") if {
 # Those of the repository, and for strangers' jobs those of `untrusted`, too: all of them have to be met.
 rule_sets contains lib.profile.verify
 
-rule_sets contains lib.config.untrusted.verify if input.run.trust == "untrusted"
+rule_sets contains lib.config.untrusted.verify if lib.stranger
 
 # One that is missing for strangers' jobs lets nothing through.
 rule_sets contains {} if {
-	input.run.trust == "untrusted"
+	lib.stranger
 	not lib.config.untrusted.verify
 }
 
@@ -207,6 +207,11 @@ covered(rules, path) if {
 	within(path, directory)
 }
 
+# Without a manifest that is demanded, none will be asked for.
+scripts_known if input.evidence != null
+
+scripts_known if count(scripts_demanded) == 0
+
 within(path, directory) if path == directory
 
 within(path, directory) if startswith(path, concat("", [directory, "/"]))
@@ -250,9 +255,9 @@ deny contains {
 	"code": "VERIFY_EVIDENCE_MISSING",
 	"rule": "ct.verify.cover",
 	"message": concat("", ["`", path, "` has to be signed, and no accepted manifest has it"]),
-	"hint": "sign it as well: ct sign",
+	"hint": "sign it as well (ct sign), and name the manifest in ct.yml: `verify: {scripts: FILE}`",
 } if {
-	input.evidence != null
+	scripts_known
 	some rules in rule_sets
 	some path in rules.cover
 	not covered(rules, path)

@@ -173,3 +173,25 @@ test_rules_of_operators_only_add if {
 	not d.allow
 	d.denials[0].rule == "ct.verify.deny"
 }
+
+test_cover_without_any_manifest_is_refused_at_once if {
+	rules := object.union(lax, {"cover": ["ci"]})
+	d := decide(rules, {}, null)
+	d.allow == false
+	d.demands.scripts == []
+	[denial.rule | some denial in d.denials] == ["ct.verify.cover"]
+	decide(rules, {"scripts": ["ct.signed.json"]}, null).allow == true
+}
+
+test_whoever_is_not_known_is_a_stranger if {
+	strict := {"untrusted": {"verify": object.union(lax, {"commit": true})}}
+	every trust in [null, "", "Trusted", ["trusted"]] {
+		question := object.union(asked({}, null), {"run": {"trust": trust}})
+		d := verify.decision with input as question with data.ct.config as object.union(config(lax), strict)
+		d.demands.commit == true
+	}
+	nobody := object.union(object.remove(asked({}, null), ["run"]), {"run": {"job": "build"}})
+	d := verify.decision with input as nobody with data.ct.config as object.union(config(lax), strict)
+	d.demands.commit == true
+	decide(lax, {}, null).demands.commit == false
+}

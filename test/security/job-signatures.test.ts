@@ -263,6 +263,10 @@ describe('a signed manifest of scripts', () => {
     assert.ok(await project.verify({}));
     rules({ cover: ['ci'] });
     await refused('VERIFY_EVIDENCE_MISSING', {});
+    // Without a list of manifests, the job has to name one: naming none is no way out.
+    rules({ scripts: [], cover: ['scripts'] });
+    await refused('VERIFY_EVIDENCE_MISSING', {});
+    assert.ok(await project.verify({ scripts: ['ct.signed.json'] }));
     rules({});
     rmSync(join(project.root, 'ct.signed.json'));
     await refused('VERIFY_EVIDENCE_MISSING', {});
