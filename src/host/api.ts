@@ -115,7 +115,7 @@ export interface RunAuditInfo {
 
 /** Something of a VM that was there and is gone. */
 export interface Removed {
-  readonly what: 'vmm' | 'volume' | 'link';
+  readonly what: 'vmm' | 'volume' | 'cgroup' | 'link';
   /** How it is known to be gone. */
   readonly proof: string;
 }

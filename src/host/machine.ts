@@ -1,5 +1,6 @@
 /** One VM with its link process, from claim to teardown. */
 import { randomBytes } from 'node:crypto';
+import { existsSync } from 'node:fs';
 import type { Socket } from 'node:net';
 import { CtError, errorReport } from '../core/errors.ts';
 import type { Identity } from '../guest/session.ts';
@@ -294,6 +295,9 @@ export class Machine {
     return [
       { what: 'vmm', proof: `process ${this.#vm.pid} was reaped (${this.#vmExit ?? 'it had ended'})` },
       { what: 'volume', proof: 'its file has no name, and the last process that had it open has ended' },
+      ...this.#vm.cgroupDirectories
+        .filter((directory) => !existsSync(directory))
+        .map((directory) => ({ what: 'cgroup' as const, proof: `there is no ${directory} any more` })),
     ];
   }
 

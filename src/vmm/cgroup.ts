@@ -202,6 +202,11 @@ export class Cgroup {
     this.procs = parts.map(({ directory }) => join(directory, 'cgroup.procs'));
   }
 
+  /** One per hierarchy. */
+  get directories(): readonly string[] {
+    return this.#parts.map(({ directory }) => directory);
+  }
+
   /** Where a controller's files are; undefined if it is not used. */
   directoryOf(controller: Controller): string | undefined {
     return this.#parts.find(({ controllers }) => controllers.includes(controller))?.directory;

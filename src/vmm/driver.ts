@@ -32,6 +32,8 @@ export interface VmExit {
 /** One running VMM process with its guest. Exactly one owner, who calls `destroy`. */
 export interface Vm {
   readonly pid: number;
+  /** What limits it on the host, one directory per hierarchy; removed with it. */
+  readonly cgroupDirectories: readonly string[];
   /**
    * The control channel, unread. Hand it to a link process in the same turn of the event loop in which the VM was
    * made, so that no guest byte is ever read by the daemon.

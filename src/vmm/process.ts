@@ -41,6 +41,8 @@ export class VmmProcess {
   readonly pid: number;
   readonly exited: Promise<VmExit>;
   readonly sockets = new Map<number, Socket>();
+  /** Of its cgroup, which goes with it. */
+  readonly cgroupDirectories: readonly string[];
   readonly #child: ChildProcess;
   readonly #gone: Promise<void>;
   readonly #console = new BoundedTail(CONSOLE_TAIL_BYTES);
@@ -52,6 +54,7 @@ export class VmmProcess {
    */
   constructor(options: VmmProcessOptions) {
     const lastFd = 2 + options.fds.length;
+    this.cgroupDirectories = options.cgroup?.directories ?? [];
     this.#child = spawn(
       options.launcherPath,
       [

@@ -271,11 +271,13 @@ test('inspect has the VM, the steps, the time of every state, and the proof of t
   ]);
   const removed: Json[] = document.destruction.removed;
   assert.deepEqual(
-    removed.map(({ what }) => what),
+    removed.map(({ what }) => what).filter((what) => what !== 'cgroup'),
     ['vmm', 'volume', 'link'],
   );
   for (const { what, proof } of removed) {
-    if (what === 'volume') continue;
+    if (what === 'cgroup')
+      assert.ok(!existsSync(/there is no (\S+) any more/.exec(proof)?.[1] ?? '/'), proof);
+    if (what === 'volume' || what === 'cgroup') continue;
     const pid = /process (\d+) was reaped/.exec(proof)?.[1];
     assert.ok(pid && !existsSync(`/proc/${pid}`), `${what}: ${proof}`);
   }

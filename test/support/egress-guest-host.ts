@@ -250,6 +250,7 @@ function waitingVm(control: Socket, egress: Socket, audit: Socket): Vm {
     control,
     egress,
     audit,
+    cgroupDirectories: [],
     exited,
     diagnostics: () => '',
     destroy: async () => {

@@ -139,6 +139,7 @@ function load(process: VmmProcess, deviceState: Buffer): void {
 
 class QemuVm implements Vm {
   readonly pid: number;
+  readonly cgroupDirectories: readonly string[];
   readonly control: Socket;
   readonly egress: Socket;
   readonly audit: Socket;
@@ -153,6 +154,7 @@ class QemuVm implements Vm {
       throw new CtError('VMM_START_FAILED', `the VMM could not be started: ${process.diagnostics()}`);
     this.process = process;
     this.pid = process.pid;
+    this.cgroupDirectories = process.cgroupDirectories;
     this.control = control;
     // A VMM that ends is reported by `exited`; an error here, before somebody takes the channel, says nothing more.
     this.egress = egress.on('error', () => {});
