@@ -715,8 +715,15 @@ static __always_inline __u8 interpreted(struct code_settings *settings, struct f
 	for (int turn = 0; turn < 2; turn++) {
 		BEGIN_UNKNOWN(scan.name, no_name);
 		bpf_loop(4096, scan_byte, &scan, 0);
-		if (is_named(process, &scan.name))
-			return is_pipe ? CT_DENIED_WHAT_INLINE : CT_DENIED_WHAT_SCRIPT;
+		if (is_named(process, &scan.name)) {
+			if (!is_pipe)
+				return CT_DENIED_WHAT_SCRIPT;
+			/* As good as standard input: `sh compare.sh <(ls)`. */
+			return settings->interpreters[process->interpreter & (CT_MAX_INTERPRETERS - 1)].flags &
+					       CT_INTERPRETER_FLAG_INLINE_FORBIDDEN
+				       ? CT_DENIED_WHAT_INLINE
+				       : 0;
+		}
 		if (!is_pipe && takes_for_code(settings, process, &scan.name))
 			return CT_DENIED_WHAT_SCRIPT;
 		scan.text = opened_name(task);

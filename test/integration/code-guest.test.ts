@@ -286,6 +286,20 @@ test(
   },
 );
 
+test(
+  'a pipe is as good as standard input: where that is allowed, so is a pipe by its name',
+  LIMIT,
+  async () => {
+    await using job = await Job.start(vmm, TERMINATE);
+    await stage(job, { 'read.sh': 'while read -r line; do echo "$line"; done < "$1"\n' });
+    await job.phase('build');
+    const { out, err, told } = await job.run(
+      `bash -c 'sh read.sh <(echo data); bash <(echo echo script)'; echo 'echo stdin' | sh /dev/stdin`,
+    );
+    assert.deepEqual([out, told], ['data\nscript\nstdin\n', []], err);
+  },
+);
+
 test('what the guest goes by is out of reach of a job that is root', LIMIT, async () => {
   for (const asUser of [ROOT, undefined]) {
     await using job = await Job.start(vmm, CODE_SETTINGS);
