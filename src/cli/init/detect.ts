@@ -12,7 +12,9 @@ export interface Tool {
   readonly kind: ToolKind;
   /** File that gave it away. */
   readonly file: string;
-  /** Debian packages beyond the default image. */
+  /** The image of ct that fits best. */
+  readonly image: 'debian-12' | 'node' | 'python';
+  /** Debian packages beyond it. */
   readonly packages: readonly string[];
   /** Private keys in them that an image has to name: examples and tests (docs/images.md). */
   readonly keys?: readonly string[];
@@ -57,7 +59,8 @@ function npm(files: ReadonlySet<string>, read: Read): Tool | undefined {
   return {
     kind: 'npm',
     file: 'package.json',
-    packages: ['nodejs', 'npm'],
+    image: 'node',
+    packages: [],
     steps: [
       ...(hasDependencies ? [{ name: 'install', run: install }] : []),
       ...(steps.length > 0 ? steps : [{ name: 'check', run: 'node --version && npm --version' }]),
@@ -66,7 +69,7 @@ function npm(files: ReadonlySet<string>, read: Read): Tool | undefined {
     notes:
       client === 'npm'
         ? []
-        : [`${client} is no Debian package: keep it in the repository, or let npm do the work.`],
+        : [`${client} is not in the image: keep it in the repository, or let npm do the work.`],
   };
 }
 
@@ -81,6 +84,7 @@ function cargo(files: ReadonlySet<string>, read: Read): Tool | undefined {
   return {
     kind: 'cargo',
     file: 'Cargo.toml',
+    image: 'debian-12',
     packages: ['cargo'],
     steps: [
       { name: 'build', run: `cargo build${options}` },
@@ -100,6 +104,7 @@ function go(files: ReadonlySet<string>): Tool | undefined {
   return {
     kind: 'go',
     file: 'go.mod',
+    image: 'debian-12',
     packages: ['golang-go'],
     // Of the Go of Debian 12.
     keys: ['/usr/share/go-1.19/src/crypto/tls/testdata/example-key.pem'],
@@ -135,26 +140,29 @@ function python(files: ReadonlySet<string>, read: Read): Tool | undefined {
       ? '-e .'
       : undefined;
   const python = requirements === undefined ? 'python3' : '.venv/bin/python';
+  const bringsPytest = /\bpytest\b/.test(read('requirements.txt'));
+  const install = `.venv/bin/pip install ${requirements}${usesPytest && !bringsPytest ? ' pytest' : ''}`;
   return {
     kind: 'python',
     file,
-    packages: [
-      ...(requirements === undefined ? [] : ['python3-venv']),
-      ...(usesPytest ? ['python3-pytest'] : []),
-    ],
+    image: 'python',
+    packages: requirements === undefined && usesPytest ? ['python3-pytest'] : [],
     steps: [
       { name: 'compile', run: 'python3 -m compileall -q .' },
       ...(requirements === undefined
         ? []
         : [
-            // The image's own packages stay in sight.
-            { name: 'environment', run: 'python3 -m venv --system-site-packages .venv' },
-            { name: 'install', run: `.venv/bin/pip install ${requirements}` },
+            { name: 'environment', run: 'python3 -m venv .venv' },
+            { name: 'install', run: install },
           ]),
       { name: 'test', run: `${python} -m ${usesPytest ? 'pytest' : 'unittest discover'}` },
     ],
-    ...(requirements === undefined ? {} : { network: 'pypi' }),
-    notes: [],
+    ...(requirements === undefined
+      ? { notes: [] }
+      : {
+          network: 'pypi' as const,
+          notes: ['The image has no compilers: packages without wheels need the image debian-12.'],
+        }),
   };
 }
 
@@ -169,6 +177,7 @@ function make(files: ReadonlySet<string>, read: Read): Tool | undefined {
   return {
     kind: 'make',
     file,
+    image: 'debian-12',
     packages: [],
     steps: [
       { name: 'build', run: build === undefined ? 'make' : `make ${build}` },

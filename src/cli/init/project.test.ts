@@ -49,7 +49,7 @@ test('npm: the scripts of package.json become steps, what npm init writes does n
   });
   assert.deepEqual(detected, ['npm (package.json)']);
   assert.deepEqual(scripts(plan), { build: ['npm ci', 'npm run lint', 'npm run build', 'npm test'] });
-  assert.match(content, /packages: \[nodejs, npm\]/);
+  assert.equal(plan.jobs[0]?.image, 'node');
   assert.deepEqual(plan.jobs[0]?.network, { allow: ['npm'] });
   assert.match(content, /# The job reaches the registries of npm.*and nothing else/);
   const fresh = initAndPlan({
@@ -105,20 +105,29 @@ test('cargo and go: a network where something is to be downloaded, none where it
 test('python: requirements are installed from pypi, pytest where it is mentioned, unittest otherwise', () => {
   const pytest = initAndPlan({ 'pyproject.toml': '[tool.x]\ntest = ["pytest>=7"]\n' });
   assert.equal(scripts(pytest.plan)['build']?.at(-1), 'python3 -m pytest');
-  assert.match(pytest.content, /packages: \[python3-pytest\]/);
+  assert.match(pytest.content, /extends: python\n {2}# {3}packages: \[python3-pytest\]/);
+  assert.equal(pytest.plan.jobs[0]?.image, 'ci');
   assert.equal(pytest.plan.jobs[0]?.network, undefined);
   const plain = initAndPlan({ 'requirements.txt': 'requests\n' });
   assert.deepEqual(scripts(plain.plan)['build']?.slice(-2), [
     '.venv/bin/pip install -r requirements.txt',
     '.venv/bin/python -m unittest discover',
   ]);
-  assert.match(plain.content, /packages: \[python3-venv\]/);
+  assert.equal(plain.plan.jobs[0]?.image, 'python');
+  for (const [requirements, install] of [
+    ['pytest==8.0\n', '.venv/bin/pip install -r requirements.txt'],
+    ['requests\n', '.venv/bin/pip install -r requirements.txt pytest'],
+  ] as const) {
+    const tested = initAndPlan({ 'requirements.txt': requirements, 'conftest.py': '' });
+    assert.deepEqual(scripts(tested.plan)['build']?.slice(-2), [install, '.venv/bin/python -m pytest']);
+    assert.equal(tested.plan.jobs[0]?.image, 'python');
+  }
   assert.deepEqual(plain.plan.jobs[0]?.network, { allow: ['pypi'] });
   const project = initAndPlan({ 'pyproject.toml': '[project]\nname = "x"\n' });
   assert.ok(scripts(project.plan)['build']?.includes('.venv/bin/pip install -e .'));
 });
 
-test('several tools get a job each and one image', () => {
+test('several tools get a job each, each in its image', () => {
   const { detected, plan, content } = initAndPlan({
     'package.json': '{}',
     'go.mod': '',
@@ -128,12 +137,12 @@ test('several tools get a job each and one image', () => {
   assert.deepEqual(
     plan.jobs.map((job) => [job.name, job.image]),
     [
-      ['node', 'ci'],
+      ['node', 'node'],
       ['go', 'ci'],
-      ['make', 'ci'],
+      ['make', 'debian-12'],
     ],
   );
-  assert.match(content, /packages: \[nodejs, npm, golang-go\]/);
+  assert.match(content, /extends: debian-12\n {2}# {3}packages: \[golang-go\]/);
 });
 
 test('nothing recognised gives a file to start from', () => {

@@ -59,17 +59,16 @@ function hasJobFile(directory: string): boolean {
 
 /** The text of a job file for these tools; for none, one to start from. */
 export function jobFileFor(tools: readonly Tool[]): string {
-  const packages = [...new Set(tools.flatMap((tool) => tool.packages))];
+  const images = new Set(tools.length === 0 ? (['debian-12'] as const) : tools.map(imageOf));
   const lines = [
     '# Jobs of this repository, for ct: each runs in a microVM of its own. `ct run JOB` runs one here.',
     '# All keys: docs/job-file.md of ct.',
     'version: 1',
     '',
     'defaults:',
-    ...imageLines(
-      packages,
-      tools.flatMap((tool) => tool.keys ?? []),
-    ),
+    '  # `image` is what is installed in the VM. Jobs cannot install more: the system is read-only.',
+    ...definitionLines(tools.filter((tool) => imageOf(tool) === IMAGE_NAME)),
+    ...(images.size === 1 ? [`  image: ${[...images][0]}`] : []),
     '  resources:',
     '    cpu: 1',
     '    memory: 2G # M is MiB, G is GiB',
@@ -80,35 +79,41 @@ export function jobFileFor(tools: readonly Tool[]): string {
   if (tools.length === 0) lines.push(...sampleJob());
   for (const [index, tool] of tools.entries()) {
     if (index > 0) lines.push('');
-    lines.push(...jobLines(tools.length === 1 ? 'build' : JOB_IDS[tool.kind], tool));
+    const id = tools.length === 1 ? 'build' : JOB_IDS[tool.kind];
+    lines.push(...jobLines(id, tool, images.size === 1 ? [] : [`    image: ${imageOf(tool)}`]));
   }
   return `${lines.join('\n')}\n`;
 }
 
-function imageLines(packages: readonly string[], keys: readonly string[]): string[] {
-  if (packages.length === 0) {
+const imageOf = ({ image, packages }: Tool): Tool['image'] | typeof IMAGE_NAME =>
+  packages.length === 0 ? image : IMAGE_NAME;
+
+/** How to define the image of the user; for no tools, how to have one at all. */
+function definitionLines(tools: readonly Tool[]): string[] {
+  if (tools.length === 0) {
     return [
-      '  # What is installed in the VM. Jobs cannot install more: the system is read-only.',
-      '  # For more packages write .ct/images/NAME.yml with `version: 1`, `extends: debian-12` and `packages: […]`.',
-      '  image: debian-12',
+      '  # For more packages write .ct/images/NAME.yml with `version: 1`, `extends: debian-12` (or node, python)',
+      '  # and `packages: […]`.',
     ];
   }
+  const bases = new Set(tools.map((tool) => tool.image));
+  const keys = tools.flatMap((tool) => tool.keys ?? []);
   return [
-    '  # What is installed in the VM. Jobs cannot install more: the system is read-only.',
     `  # The image \`${IMAGE_NAME}\` is yours to define. Write .ct/images/${IMAGE_NAME}.yml with:`,
     '  #',
     '  #   version: 1',
-    '  #   extends: debian-12',
-    `  #   packages: [${packages.join(', ')}]`,
+    // debian-12 has Python, too.
+    `  #   extends: ${bases.size === 1 ? [...bases][0] : 'debian-12'}`,
+    `  #   packages: [${tools.flatMap((tool) => tool.packages).join(', ')}]`,
     ...(keys.length === 0 ? [] : ['  #   holds:', `  #     keys: [${keys.join(', ')}]`]),
-    `  image: ${IMAGE_NAME}`,
   ];
 }
 
-function jobLines(id: string, tool: Tool): string[] {
+function jobLines(id: string, tool: Tool, image: readonly string[]): string[] {
   return [
     ...tool.notes.map((note) => `  # ${note}`),
     `  ${id}:`,
+    ...image,
     ...networkLines(tool),
     '    steps:',
     ...tool.steps.flatMap((step) => [`      - name: ${step.name}`, `        run: ${step.run}`]),
