@@ -67,7 +67,9 @@ export async function pythonEvidence(
     );
     const attestations: unknown[] = [];
     for (const { provenance } of files) {
-      const answer = await json(new URL(String(provenance), base));
+      const url = new URL(String(provenance), base);
+      if (url.origin !== new URL(base).origin) continue; // nobody but the index is asked
+      const answer = await json(url);
       for (const bundle of listOf(isObject(answer) ? answer['attestation_bundles'] : undefined)) {
         attestations.push(...listOf(bundle['attestations']));
       }

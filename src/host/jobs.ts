@@ -81,8 +81,7 @@ export async function serveJob(socket: Socket, applicant: Applicant, options: Jo
     connection.event({ type: 'queued', run: run.id });
     const log = options.runs.decisions.begin(run.id);
     cleanup.defer(() => log.close());
-    const admitted = await admit(connection, { run, request, log }, applicant, options);
-    cleanup.use(admitted.policy.hold());
+    const admitted = await admit(connection, { run, request, log }, applicant, options, cleanup);
     const watched = options.imageWatch?.admitted(run, admitted.facts, request.image);
     if (watched) cleanup.use(watched);
     await runAdmitted(connection, admitted, options);
@@ -110,17 +109,22 @@ interface Admitted extends Candidate {
   readonly standing: ImageStanding;
 }
 
-/** Throws what {@link consider} and {@link grantOf} throw, and whatever keeps the decision from being recorded. */
+/**
+ * Throws what {@link consider} and {@link grantOf} throw, and whatever keeps the decision from being recorded. The policy stays
+ * usable until `cleanup` is disposed.
+ */
 async function admit(
   connection: JobConnection,
   candidate: Candidate,
   applicant: Applicant,
   options: JobsOptions,
+  cleanup: DisposableStack,
 ): Promise<Admitted> {
   const { run, request, log } = candidate;
   const image = { name: await imageName(candidate, options), digest: request.image };
   const considered = await consider(request, image, applicant, options, run.id);
   const { policy, input, decided } = considered;
+  cleanup.use(policy.hold());
   record(log, input, decided);
   const grant = await grantOf(considered, options);
   const facts = { ...input.run, id: run.id };
@@ -191,7 +195,7 @@ async function judgeImage(
 /** Undefined if nothing is demanded. Throws what {@link verifyJob} throws, once somebody was alerted. */
 async function verify(
   connection: JobConnection,
-  { request, log }: Candidate,
+  { run, request, log }: Candidate,
   facts: RunFacts & { readonly id: string },
   policy: CurrentPolicy,
   { presets, alerts }: JobsOptions,
@@ -202,7 +206,7 @@ async function verify(
       run: facts,
       policy,
       presets,
-      askClient: (demands) => connection.evidence(demands),
+      askClient: (demands) => connection.evidence(demands, run.signal),
       record: (input, decided) => void record(log, input, decided),
     });
   } catch (error) {
@@ -261,9 +265,14 @@ async function runAdmitted(
   const signal = AbortSignal.any([connection.signal, run.signal]);
   const shape = shapeOf(request);
   const amount = { cpus: shape.cpus, memoryMib: shape.memoryMib + VM_OVERHEAD_MIB };
+  // Evidence takes as long as the client likes, and a turn as long as other jobs do.
+  let hasWaited = admitted.verified !== undefined;
   using _taken = await capacity.take(amount, signal, () => {
+    hasWaited = true;
     connection.event({ type: 'queued', run: run.id, reason: 'other jobs use the cpu or memory it needs' });
   });
+  if (hasWaited) await judgeImage(admitted, admitted.facts, await options.policy.current(), options);
+  signal.throwIfAborted();
   run.enter('claiming');
   const claiming = machines.claim(shape, (what) => connection.event({ type: 'preparing', what }));
   const claim = await unlessAborted(claiming, signal);
@@ -420,13 +429,14 @@ class JobConnection {
     return this.#controller.signal;
   }
 
-  /** Asks the client for evidence, once, and waits for it. Throws HOST_PROTOCOL, CANCELLED. */
-  async evidence(demands: EvidenceDemands): Promise<Evidence> {
+  /** Asks the client for evidence, once, and waits for it, until `ended`. Throws HOST_PROTOCOL, CANCELLED, why the run ended. */
+  async evidence(demands: EvidenceDemands, ended: AbortSignal): Promise<Evidence> {
     const received = Promise.withResolvers<Evidence>();
     this.#evidence = { pieces: [], received, bytes: 0 };
-    const onAbort = (): void => received.reject(this.signal.reason);
-    if (this.signal.aborted) onAbort();
-    this.signal.addEventListener('abort', onAbort, { once: true });
+    const signal = AbortSignal.any([this.signal, ended]);
+    const onAbort = (): void => received.reject(signal.reason);
+    if (signal.aborted) onAbort();
+    signal.addEventListener('abort', onAbort, { once: true });
     this.event({ type: 'evidence', demands });
     return await withDeadline(
       received.promise,

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
 import { once } from 'node:events';
-import { readFileSync, writeFileSync } from 'node:fs';
+import { readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { createServer, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
@@ -89,6 +89,11 @@ test('Python: attestations of the archives that a requirement allows', async () 
     files: [
       { hashes: { sha256: sha256('other') }, provenance: `${url}/other` },
       { hashes: { sha256: sha256('wheel') }, provenance: `${url}/provenance` },
+      // Somewhere else, which would answer.
+      {
+        hashes: { sha256: sha256('wheel') },
+        provenance: `${url.replace('127.0.0.1', 'localhost')}/elsewhere`,
+      },
     ],
   });
   answers.set('/provenance', { version: 1, attestation_bundles: [{ attestations: [attestation] }] });
@@ -98,7 +103,20 @@ test('Python: attestations of the archives that a requirement allows', async () 
   assert.deepEqual(written('requirements.txt.evidence.json'), {
     'left-pad@1.0': { signatures: [], attestations: [attestation] },
   });
-  assert.ok(!asked.includes('/other'));
+  assert.ok(!asked.includes('/other') && !asked.includes('/elsewhere'));
+});
+
+test('what a project has a link to is not written over', async () => {
+  const own = join(scratch.path, 'own');
+  writeFileSync(own, 'mine');
+  writeFileSync(join(scratch.path, 'app.txt'), '# nothing\n');
+  symlinkSync(own, join(scratch.path, 'app.txt.evidence.json'));
+  const linked = await fetchEvidence('app.txt');
+  assert.equal(linked.status, 2, linked.stderr);
+  assert.match(linked.stderr, /USAGE.*app\.txt\.evidence\.json cannot be written/);
+  assert.equal(readFileSync(own, 'utf8'), 'mine');
+  rmSync(join(scratch.path, 'app.txt.evidence.json'));
+  assert.equal((await fetchEvidence('app.txt')).status, 0);
 });
 
 test('a lock file that cannot be judged is VERIFY_DEPENDENCY_INTEGRITY, and a registry that does not answer REGISTRY_FAILED', async () => {

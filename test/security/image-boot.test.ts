@@ -387,6 +387,34 @@ describe('what policy demands beyond a signature', () => {
     await boots(signed);
   });
 
+  test('IMAGE_REVOKED while a client takes its time with evidence', async () => {
+    const digest = await host.addImage('built');
+    const local = 'local: allow';
+    const bytes = Buffer.from(`a==1 --hash=sha256:${'0'.repeat(64)}\n`);
+    const slow = (meanwhile: () => void) => ({
+      evidence: async () => {
+        meanwhile();
+        return { parts: [{ kind: 'lock' as const, path: 'requirements.txt', bytes }], dirty: [] };
+      },
+    });
+    const request = { verify: { dependencies: { level: 'integrity' as const } } };
+    host.setPolicy(local);
+    const control = await host.run(
+      digest,
+      request,
+      slow(() => {}),
+    );
+    assert.ok(control.claimed, JSON.stringify(control.result));
+    const before = host.alerts.length;
+    const revoke = (): void => host.setPolicy(`${local}\nrevoked: ['${digest}']`);
+    const { claimed, result } = await host.run(digest, request, slow(revoke));
+    assert.deepEqual([claimed, result.error?.code, result.exitCode], [false, 'IMAGE_REVOKED', 122]);
+    assert.deepEqual(
+      host.alerts.slice(before).map(({ rule }) => rule),
+      ['ct.image.revoked'],
+    );
+  });
+
   test('IMAGE_REPLAYED for a genuine image that was signed before the oldest one that still runs', async () => {
     const [old, current] = [await host.addImage(), await host.addImage()];
     await sign(old, await release(), old, new Date('2026-01-01T00:00:00Z'));

@@ -6,7 +6,7 @@ import type { Alert } from '../../src/audit/alert.ts';
 import { CtError } from '../../src/core/errors.ts';
 import { socketDirectory } from '../../src/core/paths.ts';
 import { PresetResolver } from '../../src/egress/presets/index.ts';
-import type { HostClient } from '../../src/host/client.ts';
+import type { HostClient, JobIo } from '../../src/host/client.ts';
 import { ImageGate } from '../../src/host/image-gate.ts';
 import type { Machines } from '../../src/host/machines.ts';
 import { type HostPolicy, PolicyKeeper } from '../../src/host/policy.ts';
@@ -37,6 +37,7 @@ export interface GuardedHost extends AsyncDisposable {
   run(
     image: string,
     request?: Partial<JobRequest>,
+    io?: Partial<JobIo>,
   ): Promise<{ readonly claimed: boolean; readonly result: JobResult; readonly events: readonly RunEvent[] }>;
 }
 
@@ -123,7 +124,7 @@ ${more}
       );
       return digest;
     },
-    run: async (image, request = {}) => {
+    run: async (image, request = {}, io = {}) => {
       const before = claims;
       const events: RunEvent[] = [];
       const result = await client.runJob(
@@ -154,6 +155,7 @@ ${more}
           onOutput: () => {},
           secrets: new Map([['TOKEN', Buffer.from('a secret value')]]) as never,
           signal: new AbortController().signal,
+          ...io,
         },
       );
       return { claimed: claims > before, result, events };

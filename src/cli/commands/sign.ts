@@ -1,5 +1,6 @@
 /** `ct sign`. */
 
+import { constants } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
 import { relative, resolve } from 'node:path';
 import { CtError, messageOf } from '../../core/errors.ts';
@@ -15,6 +16,9 @@ import { collectManifest, compareManifest, type ManifestChange } from '../sign-f
 
 const DEFAULT_OUTPUT = 'ct.signed.json';
 const EXIT_CHANGED = new CtError('VERIFY_FILE_CHANGED', '').exitStatus;
+
+/** A project may have a link there, to a file of whoever runs this. */
+const NOT_THROUGH_LINKS = constants.O_WRONLY | constants.O_CREAT | constants.O_TRUNC | constants.O_NOFOLLOW;
 
 export async function run(parsed: ParsedOptions, output: Output): Promise<number> {
   const root = resolve(parsed.value('directory') ?? '.');
@@ -39,7 +43,7 @@ async function sign(root: string, parsed: ParsedOptions, output: Output): Promis
   }
   const bundle = await signer.signStatement(manifestStatement(manifest));
   try {
-    await writeFile(path, bundle);
+    await writeFile(path, bundle, { flag: NOT_THROUGH_LINKS });
   } catch (error) {
     throw new CtError('USAGE', `${path} cannot be written: ${messageOf(error)}`, { cause: error });
   }

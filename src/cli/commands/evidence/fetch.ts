@@ -1,5 +1,5 @@
 /** `ct evidence fetch`. */
-import { existsSync } from 'node:fs';
+import { constants, existsSync } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { CtError, messageOf } from '../../../core/errors.ts';
@@ -15,6 +15,9 @@ import { readInput } from '../../image-signers.ts';
 import type { Output } from '../../output.ts';
 import { type FoundEvidence, npmEvidence, pythonEvidence } from '../../registry-evidence.ts';
 import { Terminal } from '../../render/terminal.ts';
+
+/** A project may have a link there, to a file of whoever runs this. */
+const NOT_THROUGH_LINKS = constants.O_WRONLY | constants.O_CREAT | constants.O_TRUNC | constants.O_NOFOLLOW;
 
 export async function run(parsed: ParsedOptions, output: Output): Promise<number> {
   const root = resolve(parsed.value('directory') ?? '.');
@@ -32,7 +35,9 @@ export async function run(parsed: ParsedOptions, output: Output): Promise<number
     const path = evidencePath(lock);
     const document = { version: 1, packages: Object.fromEntries(found) };
     try {
-      await writeFile(resolve(root, path), `${JSON.stringify(document, undefined, 1)}\n`);
+      await writeFile(resolve(root, path), `${JSON.stringify(document, undefined, 1)}\n`, {
+        flag: NOT_THROUGH_LINKS,
+      });
     } catch (error) {
       throw new CtError('USAGE', `${path} cannot be written: ${messageOf(error)}`, { cause: error });
     }
