@@ -1,16 +1,9 @@
 /** The network as users of it expect it: clients work unmodified, and connections behave as TCP's do. */
 import assert from 'node:assert/strict';
-import { spawnSync } from 'node:child_process';
-import { cpSync } from 'node:fs';
-import { join } from 'node:path';
 import { after, before, test } from 'node:test';
-import { installRoot } from '../../src/core/install.ts';
 import { type Attempt, EgressHost } from '../support/egress-runs.ts';
-import { stopHost } from '../support/host.ts';
-import { testHome, testImage } from '../support/images.ts';
+import { exampleTest, works } from '../support/examples.ts';
 import { noOutside } from '../support/outside.ts';
-import { runCt } from '../support/run-ct.ts';
-import { scratchDirectory } from '../support/scratch.ts';
 
 const skip = noOutside() ?? false;
 const MIB = 1024 * 1024;
@@ -174,42 +167,8 @@ test('clients work unmodified, and connections behave as those of TCP do', { ski
   }
 });
 
-/** Runs the job `test` of an example in a copy of it, in a VM with the network that it asks for. */
-async function exampleTest(name: string, image: string): Promise<string> {
-  await testImage(image);
-  using scratch = scratchDirectory();
-  const project = join(scratch.path, name);
-  cpSync(join(installRoot, 'examples', name), project, {
-    recursive: true,
-    filter: (path) => !/\/(?:node_modules|venv|wheels|__pycache__)$/.test(path),
-  });
-  try {
-    const { status, stdout, stderr } = await runCt(['run', 'test'], {
-      cwd: project,
-      env: { CT_HOME: testHome },
-    });
-    assert.equal(status, 0, `${stdout}\n${stderr}`);
-    return stdout + stderr;
-  } finally {
-    await stopHost(testHome);
-  }
-}
-
-function works(file: string, ...args: readonly string[]): boolean {
-  return spawnSync(file, args, { cwd: '/', encoding: 'utf8', timeout: 60_000 }).status === 0;
-}
-
 test('the example of a Node.js project installs from the registry of this machine and passes its tests', async (t) => {
   if (!works('npm', 'view', 'semver', 'version'))
     return t.skip('the npm of this machine reaches no registry');
   assert.match(await exampleTest('node', 'node'), /pass 6/);
-});
-
-test('the example of a Python project fetches from the index of this machine by hash, and installs and tests offline', async (t) => {
-  using scratch = scratchDirectory();
-  const download = ['-m', 'pip', 'download', '--quiet', '--no-deps', '--dest', scratch.path, 'packaging'];
-  if (!works('python3', ...download)) return t.skip('the pip of this machine reaches no index');
-  const said = await exampleTest('python', 'python');
-  assert.match(said, /Ran 5 tests/);
-  assert.match(said, /OK/);
 });
