@@ -25,7 +25,7 @@ const DIRTY_SHOWN = 10;
 /** Besides them there is a commit and a list. */
 const MAX_FILES_BYTES = MAX_EVIDENCE_BYTES - 2 * MAX_COMMIT_BYTES;
 
-/** Throws USAGE for files that are too large to be sent, WORKSPACE_UNREADABLE. */
+/** Throws VERIFY_EVIDENCE_MISSING for files that are too large to be sent, WORKSPACE_UNREADABLE. */
 export async function collectEvidence(root: string, demands: EvidenceDemands): Promise<Evidence> {
   const parts: EvidencePart[] = [];
   let bytes = 0;
@@ -129,7 +129,10 @@ async function readFile(root: string, path: string, maxBytes: number): Promise<B
     );
     const stat = await file.stat();
     if (!stat.isFile()) return undefined;
-    if (stat.size > maxBytes) throw new CtError('USAGE', `${printable(path)} is too large to be verified`);
+    if (stat.size > maxBytes) {
+      // Whoever wrote it chooses no other end than a denial.
+      throw new CtError('VERIFY_EVIDENCE_MISSING', `${printable(path)} is too large to be verified`);
+    }
     return await file.readFile();
   } catch (error) {
     if (error instanceof CtError) throw error;

@@ -1,7 +1,7 @@
 /** Lock files and evidence that were tampered with: each refused with its own code; the right evidence passes. */
 import assert from 'node:assert/strict';
 import { createHash, createSign, generateKeyPairSync, type KeyObject } from 'node:crypto';
-import { rmSync } from 'node:fs';
+import { rmSync, truncateSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, beforeEach, describe, test } from 'node:test';
 import type { ErrorCode } from '../../src/core/errors.ts';
@@ -479,6 +479,14 @@ describe('Python', () => {
     write(good, changed);
     await refused('signature', 'VERIFY_DEPENDENCY_INVALID');
   });
+});
+
+test('a lock file that is too large to be sent is VERIFY_EVIDENCE_MISSING', async () => {
+  project.write('requirements.txt', '');
+  truncateSync(join(project.root, 'requirements.txt'), 33 * 1024 * 1024);
+  await refused('integrity', 'VERIFY_EVIDENCE_MISSING');
+  project.write('requirements.txt', `a==1 --hash=sha256:${'0'.repeat(64)}\n`);
+  await passes('integrity');
 });
 
 test('evidence that would fill the memory of the daemon is VERIFY_DEPENDENCY_INVALID, and the daemon goes on', async () => {
