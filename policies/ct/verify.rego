@@ -244,7 +244,7 @@ deny contains {
 	"code": "VERIFY_EVIDENCE_MISSING",
 	"rule": "ct.verify.scripts",
 	"message": concat("", ["the signed manifest `", path, "` is not there"]),
-	"hint": "make it: ct sign",
+	"hint": concat("", ["make it: ct sign PATH… --key FILE --output ", path]),
 } if {
 	input.evidence != null
 	some path in scripts_demanded

@@ -47,6 +47,8 @@ export function readInput(path: string): Buffer {
   try {
     return readFileSync(path);
   } catch (error) {
-    throw new CtError('USAGE', `${path} cannot be read: ${messageOf(error)}`, { cause: error });
+    const isMissing = (error as NodeJS.ErrnoException).code === 'ENOENT';
+    const problem = isMissing ? 'does not exist' : `cannot be read: ${messageOf(error)}`;
+    throw new CtError('USAGE', `${path} ${problem}`, { cause: error });
   }
 }

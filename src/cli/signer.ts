@@ -38,7 +38,13 @@ export async function signerOf(parsed: ParsedOptions): Promise<Signer> {
           readInput(passphrasePath)
             .toString('utf8')
             .replace(/\r?\n$/, '');
-  return keySigner(await ownKey(readInput(keyPath ?? '').toString('utf8'), passphrase), services);
+  const pem = readInput(keyPath ?? '').toString('utf8');
+  try {
+    return keySigner(await ownKey(pem, passphrase), services);
+  } catch (error) {
+    if (!(error instanceof CtError) || error.code !== 'SIGNING_KEY_INVALID') throw error;
+    throw new CtError(error.code, `${keyPath}: ${error.message}`, { hint: error.hint, cause: error });
+  }
 }
 
 /** A program of the user's own configuration: a project can name it, but not say what it is. */
