@@ -269,7 +269,9 @@ export class GuestSession {
 
   /** Rejects with why the session was lost, if that is what ended a stream; with `error` otherwise. */
   async #explain(error: unknown): Promise<never> {
-    if (this.#http2.destroyed) await Promise.race([this.lost, sleep(LOSS_GRACE_MS)]);
+    // Streams end turns before their session, which knows why; one that was refused ends by itself.
+    const isRefused = error instanceof CtError && error.code === 'GUEST_REFUSED';
+    if (!isRefused) await Promise.race([this.lost, sleep(LOSS_GRACE_MS)]);
     throw error;
   }
 
