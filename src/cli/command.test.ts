@@ -65,7 +65,7 @@ test('USAGE names what is wrong and the nearest thing that would be right', () =
     ['runn', /unknown command `runn` \| did you mean `run`\?/],
     ['build', /unknown command `build` \| .*ct run build/],
     ['image', /`ct image` needs a command: build, /],
-    ['image bild', /unknown command `image bild` \| did you mean `build`\?/],
+    ['image bild', /unknown command `image bild` \| did you mean `image build`\?/],
     ['help docter', /did you mean `doctor`\?/],
     ['--json run', /unknown option `--json` before a command/],
     ['run --jsno', /no option `--jsno` \| did you mean `--json`\?/],

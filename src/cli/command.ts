@@ -1,7 +1,7 @@
 /** The declarative form of a command, and the parser that follows it. */
 import { parseArgs } from 'node:util';
 import { CtError } from '../core/errors.ts';
-import { didYouMean } from '../core/suggest.ts';
+import { didYouMean, nearest } from '../core/suggest.ts';
 import type { Output } from './output.ts';
 
 export interface OptionSpec {
@@ -101,9 +101,12 @@ export function parseCommandLine(commands: readonly CommandSpec[], args: readonl
     }
     const command = group.find(({ name }) => name === `${first} ${second}`);
     if (!command) {
+      const guess = nearest(second, words);
       throw usage(
         `unknown command ${quote(`${first} ${second}`)}`,
-        didYouMean(second, words) ?? `there are: ${words.join(', ')}`,
+        guess === undefined
+          ? `there are: ${words.join(', ')}`
+          : `did you mean ${quote(`${first} ${guess}`)}?`,
       );
     }
     return parseOptions(command, args.slice(2));
