@@ -305,9 +305,15 @@ async function readText(stream: ClientHttp2Stream, path: string): Promise<string
 function responseStatus(stream: ClientHttp2Stream): Promise<number> {
   const { promise, resolve, reject } = Promise.withResolvers<number>();
   stream.once('response', (headers) => resolve(Number(headers[':status'])));
-  stream.once('close', () =>
-    reject(new CtError('GUEST_PROTOCOL', 'the guest closed a request without an answer')),
-  );
+  stream.once('close', () => {
+    // A session that breaks does not say so while a guest that does not read holds up its last words; its streams do.
+    const { errored } = stream;
+    const isSessions = (errored as NodeJS.ErrnoException | null)?.code === 'ERR_HTTP2_ERROR';
+    const why = isSessions
+      ? `the guest link broke: ${messageOf(errored)}`
+      : 'the guest closed a request without an answer';
+    reject(new CtError('GUEST_PROTOCOL', why));
+  });
   return promise;
 }
 
