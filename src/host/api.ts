@@ -54,6 +54,8 @@ export interface HostInfo {
   readonly templates: number;
   /** VMs that wait for a job. */
   readonly warm: number;
+  /** Some are being made, or soon will be. */
+  readonly warming: boolean;
   readonly cgroups: readonly ControllerStatus[];
   /** What link processes run as. */
   readonly link: LinkIdentity;

@@ -99,6 +99,11 @@ export class Machines {
     return this.#pool?.size ?? 0;
   }
 
+  /** Whether warm VMs are being made, or soon will be. */
+  get isWarming(): boolean {
+    return this.#refillTimer !== undefined || this.#pool?.isFilling === true;
+  }
+
   /** Whether a link process waits for the next claim that finds no warm VM. */
   get hasSpareLink(): boolean {
     return this.#spareLink?.running === true;
@@ -170,6 +175,7 @@ export class Machines {
     if (this.#closed) return;
     clearTimeout(this.#refillTimer);
     this.#refillTimer = setTimeout(() => {
+      this.#refillTimer = undefined;
       this.#spareLink ??= this.#newLink();
       this.#pool?.refill();
     }, REFILL_DELAY_MS);

@@ -91,6 +91,24 @@ test('a shape that nobody asks for any more is given up', async () => {
   );
 });
 
+test('a burst of one shape leaves room for another, once it is over', async () => {
+  const { pool, clock, made } = makePool(3);
+  for (let i = 0; i < 5; i++) pool.take('a');
+  pool.refill();
+  await pool.settled();
+  pool.take('b');
+  pool.refill();
+  await pool.settled();
+  assert.equal(pool.take('b'), undefined, 'all of the burst may still be wanted');
+  clock.now += DEMAND_WINDOW_MS + 1;
+  pool.take('b');
+  pool.refill();
+  await pool.settled();
+  assert.equal(pool.size, 3);
+  assert.equal(pool.take('b')?.shape, 'b');
+  assert.equal(made.filter(({ destroyed }) => destroyed > 0).length, 1);
+});
+
 test('a machine that dies in the pool is cleaned up and not handed out', async () => {
   const { pool, made } = makePool();
   pool.take('a');

@@ -56,6 +56,11 @@ export class WarmPool<Shape, Item extends Poolable> {
     return size;
   }
 
+  /** Whether machines are being made that somebody may have to share processors with. */
+  get isFilling(): boolean {
+    return this.#filling !== undefined;
+  }
+
   /** A warm machine of this shape, if one is ready; the caller owns it. Counts as demand either way. */
   take(shape: Shape): Item | undefined {
     const key = this.#options.keyOf(shape);
@@ -104,6 +109,8 @@ export class WarmPool<Shape, Item extends Poolable> {
       if (this.#now() - (takenAt.at(-1) ?? 0) > KEEP_WARM_MS) await this.#giveUp(key);
     }
     for (let entry = this.#next(); entry && !this.#closed; entry = this.#next()) {
+      // A burst of one shape must not keep all others out for as long as its machines are held.
+      if (this.size >= this.#options.maxItems && !(await this.#giveUpSurplus())) return;
       try {
         const item = await this.#options.fill(entry.shape);
         if (this.#entries.get(this.#options.keyOf(entry.shape)) !== entry) {
@@ -121,7 +128,6 @@ export class WarmPool<Shape, Item extends Poolable> {
 
   /** The shape that lacks most; those asked for last come first among equals. */
   #next(): Entry<Shape, Item> | undefined {
-    if (this.size >= this.#options.maxItems) return undefined;
     let best: { entry: Entry<Shape, Item>; missing: number } | undefined;
     for (const entry of this.#entries.values()) {
       if (entry.pausedUntil > this.#now()) continue;
@@ -141,6 +147,18 @@ export class WarmPool<Shape, Item extends Poolable> {
     const last = entry.takenAt.at(-1) ?? 0;
     if (this.#now() - last > KEEP_WARM_MS) return 0;
     return Math.max(1, entry.takenAt.filter((at) => at > this.#now() - DEMAND_WINDOW_MS).length);
+  }
+
+  /** One machine of the shape that holds most beyond what is asked of it; false if none does. */
+  async #giveUpSurplus(): Promise<boolean> {
+    let most: { entry: Entry<Shape, Item>; surplus: number } | undefined;
+    for (const entry of this.#entries.values()) {
+      const surplus = entry.items.length - this.#wanted(entry);
+      if (surplus > (most?.surplus ?? 0)) most = { entry, surplus };
+    }
+    const item = most?.entry.items.shift();
+    await item?.destroy();
+    return item !== undefined;
   }
 
   #watch(entry: Entry<Shape, Item>, item: Item): void {

@@ -85,6 +85,7 @@ export class HostServer {
       waitingJobs: capacity.waiting,
       templates: machines.templateCount,
       warm: machines.warmCount,
+      warming: machines.isWarming,
       cgroups: machines.cgroups,
       link: linkIdentity(),
     };
