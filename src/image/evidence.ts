@@ -6,8 +6,8 @@
  * a file, by inode, size and times.
  */
 import { CtError } from '../core/errors.ts';
-import type { ImageSigner } from '../policy/image-rules.ts';
 import type { ImageInput, ImageSignature } from '../policy/input.ts';
+import type { NamedSigner } from '../policy/signers.ts';
 import { compileIdentity } from '../verification/identity.ts';
 import { signerPolicy } from '../verification/signer-policy.ts';
 import type { Trust } from '../verification/trust.ts';
@@ -22,7 +22,7 @@ import type { ImageStore } from './store.ts';
 export interface ImageSigners {
   /** Changes with any of them. */
   readonly revision: string;
-  readonly signers: readonly ImageSigner[];
+  readonly signers: readonly NamedSigner[];
   /** For identities. */
   readonly trustedRoot: Uint8Array | undefined;
 }

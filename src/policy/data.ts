@@ -33,6 +33,7 @@ import {
   lowerImageTrust,
 } from './image-rules.ts';
 import type { DestinationIndex } from './input.ts';
+import type { NamePatterns } from './signers.ts';
 import {
   DEFAULT_VERIFY_RULES,
   type JobTrustData,
@@ -391,13 +392,6 @@ export const policyDataSchema: PolicyDataSchema = dataSchema;
 
 // ----------------------------------------------------------------------------------------- what Rego sees
 
-/** Names: all of them, single ones, or those with a beginning. */
-export interface Patterns {
-  readonly any: boolean;
-  readonly exact: Readonly<Record<string, true>>;
-  readonly prefixes: readonly string[];
-}
-
 /** Hosts by what they are looked up by; values are the entries as written. */
 export interface HostList {
   /** Names and single addresses. */
@@ -413,8 +407,8 @@ export interface Grant {
   readonly name: string;
   readonly prefix: boolean;
   readonly trust: Readonly<Record<string, true>>;
-  readonly repositories: Patterns;
-  readonly refs: Patterns;
+  readonly repositories: NamePatterns;
+  readonly refs: NamePatterns;
 }
 
 /** What may be asked for. */
@@ -451,9 +445,9 @@ export interface Profile {
   readonly ceiling: string;
   readonly always: readonly Destination[];
   readonly trust: Readonly<Record<string, true>>;
-  readonly refs: Patterns;
-  readonly actors: Patterns;
-  readonly images: Patterns;
+  readonly refs: NamePatterns;
+  readonly actors: NamePatterns;
+  readonly images: NamePatterns;
   readonly image: ImageRules;
   readonly limits: Limits;
   readonly verify: VerifyRules;
@@ -498,7 +492,7 @@ export interface PolicyConfig {
       readonly any: PrivateNetworks;
     };
   };
-  readonly repositories: Patterns;
+  readonly repositories: NamePatterns;
   readonly secrets: readonly Grant[];
   readonly general: Profile;
   /** Settings of repositories, complete; of `owner/*` under its beginning. */
@@ -521,7 +515,7 @@ export interface PolicyConfig {
     readonly audit: AuditMode;
     readonly exec: CodeRules;
     readonly ceiling: string;
-    readonly images: Patterns;
+    readonly images: NamePatterns;
     readonly image: ImageRules;
     readonly limits: Limits;
     readonly verify: VerifyRules;
@@ -756,7 +750,7 @@ class Lowering {
     return [...presets.flatMap((name) => this.#context.resolvePreset(name)), ...destinations];
   }
 
-  #patterns(entries: readonly string[], ignoreCase = false): Patterns {
+  #patterns(entries: readonly string[], ignoreCase = false): NamePatterns {
     const exact = emptyRecord<true>();
     const prefixes: string[] = [];
     let any = false;

@@ -7,6 +7,7 @@ import { object, optional } from '../job/schema/objects.ts';
 import { duration, oneOf, text } from '../job/schema/scalars.ts';
 import type { Infer } from '../job/schema/schema.ts';
 import { compileIdentity } from '../verification/identity.ts';
+import type { NamedSigner, NamePatterns } from './signers.ts';
 
 const DAY_MS = 86_400_000;
 /** As many as trust takes (src/verification/trust.ts). */
@@ -135,13 +136,6 @@ export const imageRulesSchema = rulesSchema;
 type ImageData = Infer<typeof imageSchema>;
 type RulesData = Infer<typeof rulesSchema>;
 
-/** Names: all of them, single ones, or those with a beginning (as in data.ts). */
-interface NamePatterns {
-  readonly any: boolean;
-  readonly exact: Readonly<Record<string, true>>;
-  readonly prefixes: readonly string[];
-}
-
 /** One set of rules, complete; null: nothing is demanded. */
 export interface ImageRules {
   readonly local: boolean;
@@ -155,18 +149,9 @@ export interface ImageRules {
   readonly scan: { readonly max_age_seconds: number; readonly failing: readonly string[] } | null;
 }
 
-export type ImageSigner =
-  | { readonly name: string; readonly kind: 'key'; readonly pem: string }
-  | {
-      readonly name: string;
-      readonly kind: 'identity';
-      readonly issuer: string;
-      readonly subject: string | { readonly pattern: string };
-    };
-
 /** What verification goes by; Rego sees the names alone. */
 export interface ImageTrust {
-  readonly signers: readonly ImageSigner[];
+  readonly signers: readonly NamedSigner[];
   /** Name of a file in the policy directory. */
   readonly trustedRoot?: string;
 }
@@ -219,7 +204,7 @@ export function lowerImageRules(data: RulesData, base: ImageRules, patterns: Pat
 }
 
 export function lowerImageTrust(data: ImageData, wrong: WrongReporter): ImageTrust {
-  const signers: ImageSigner[] = [];
+  const signers: NamedSigner[] = [];
   for (const [name, signer] of Object.entries(data.signers ?? {})) {
     const { key, issuer, subject } = signer;
     if (key !== undefined && issuer === undefined && subject === undefined) {

@@ -8,6 +8,7 @@ import { oneOf, text } from '../job/schema/scalars.ts';
 import type { Infer } from '../job/schema/schema.ts';
 import { DEPENDENCY_LEVELS, type DependencyLevel, MAX_MANIFESTS } from '../protocol/verify.ts';
 import { compileIdentity } from '../verification/identity.ts';
+import type { NamedSigner, NamePatterns } from './signers.ts';
 
 /** As many as trust takes (src/verification/trust.ts). */
 const MAX_SIGNERS = 1000;
@@ -124,13 +125,6 @@ export const verifySchema = object(
 type VerifyData = Infer<typeof verifySchema>;
 type RulesData = Infer<typeof verifyRulesSchema>;
 
-/** Names: all of them, single ones, or those with a beginning (as in data.ts). */
-interface NamePatterns {
-  readonly any: boolean;
-  readonly exact: Readonly<Record<string, true>>;
-  readonly prefixes: readonly string[];
-}
-
 /** One set of rules, complete. */
 export interface VerifyRules {
   readonly commit: boolean;
@@ -142,15 +136,7 @@ export interface VerifyRules {
   readonly publishers: NamePatterns;
 }
 
-export type JobSigner =
-  | { readonly name: string; readonly kind: 'key'; readonly pem: string }
-  | {
-      readonly name: string;
-      readonly kind: 'identity';
-      readonly issuer: string;
-      readonly subject: string | { readonly pattern: string };
-    }
-  | { readonly name: string; readonly kind: 'ssh'; readonly file: string };
+export type JobSigner = NamedSigner | { readonly name: string; readonly kind: 'ssh'; readonly file: string };
 
 /** What verification goes by; names of files are those in the policy directory. */
 export interface JobTrustData {
