@@ -105,7 +105,7 @@ export interface Decided<D> {
 
 /** Decisions as long as their input may be; longer is no answer of ours. */
 const MAX_TEXT = 4096;
-const MAX_DENIALS = 10_000;
+export const MAX_DENIALS = 10_000;
 const MAX_DESTINATIONS = 100_000;
 const MAX_NOTICES = 100;
 
@@ -128,7 +128,7 @@ export function failedImage(problem: string): ImageDecision {
   return { allow: false, denials: [failure('ct.image.error', problem)], notices: [] };
 }
 
-function failure(rule: string, problem: string): Denial {
+export function failure(rule: string, problem: string): Denial {
   return {
     rule,
     message: `policy could not be asked: ${problem}`,
@@ -243,10 +243,14 @@ function isMode(value: unknown): value is NetworkMode {
   return NETWORK_MODES.includes(value as never);
 }
 
-function isText(value: unknown): value is string {
+export function isText(value: unknown): value is string {
   return typeof value === 'string' && value.length > 0 && value.length <= MAX_TEXT;
 }
 
-function isListOf<T>(value: unknown, max: number, is: (item: unknown) => item is T): value is readonly T[] {
+export function isListOf<T>(
+  value: unknown,
+  max: number,
+  is: (item: unknown) => item is T,
+): value is readonly T[] {
   return Array.isArray(value) && value.length <= max && value.every(is);
 }

@@ -6,16 +6,23 @@ import { list, record } from '../job/schema/collections.ts';
 import { object, optional } from '../job/schema/objects.ts';
 import { duration, oneOf, text } from '../job/schema/scalars.ts';
 import type { Infer } from '../job/schema/schema.ts';
-import { compileIdentity } from '../verification/identity.ts';
-import type { NamedSigner, NamePatterns } from './signers.ts';
+import {
+  ANY_NAME,
+  lowerSigner,
+  lowerSigners,
+  type NamedSigner,
+  type NamePatterns,
+  type PatternReader,
+  signerFields,
+  signersField,
+  trustedRootField,
+  type WrongReporter,
+  word,
+} from './signers.ts';
 
 const DAY_MS = 86_400_000;
-/** As many as trust takes (src/verification/trust.ts). */
-const MAX_SIGNERS = 1000;
 const MAX_NAMES = 5000;
 const MAX_REVOKED = 50_000;
-/** PEM of a P-256 key has 180 characters. */
-const MAX_PEM_LENGTH = 2000;
 /** Advisories that are a fortnight old say little. */
 const DEFAULT_SCAN_AGE_MS = 14 * DAY_MS;
 
@@ -25,7 +32,6 @@ const SEVERITIES = ['critical', 'high', 'medium', 'unknown', 'low', 'negligible'
 const ATTESTATIONS = ['provenance', 'sbom'] as const;
 type AttestationKind = (typeof ATTESTATIONS)[number];
 
-const word = text({ expected: 'a word', pattern: '^[\\x21-\\x7e]+$', maxLength: 2048 });
 const names = list(word, { max: MAX_NAMES, expected: 'a list of names, or beginnings followed by `*`' });
 const time = text({
   expected: 'a time, such as 2027-01-31 or 2027-01-31T12:00:00Z',
@@ -77,44 +83,15 @@ const ruleFields = {
 
 const rulesSchema = object(ruleFields, { expected: 'a mapping of rules about images' });
 
-const signerSchema = object(
-  {
-    key: optional(
-      text({
-        expected: 'a public key in PEM',
-        pattern: '^-----BEGIN PUBLIC KEY-----\\n[\\s\\S]+\\n-----END PUBLIC KEY-----\\n?$',
-        maxLength: MAX_PEM_LENGTH,
-      }),
-      'Public key, ECDSA P-256 or Ed25519.',
-    ),
-    issuer: optional(word, 'Who vouches for the identity; exact.'),
-    subject: optional(word, 'The identity; exact, or with `*` for one name.'),
-  },
-  { expected: 'a mapping with `key`, or with `issuer` and `subject`' },
-);
+const signerSchema = object(signerFields, {
+  expected: 'a mapping with `key`, or with `issuer` and `subject`',
+});
 
 export const imageSchema = object(
   {
     ...ruleFields,
-    signers: optional(
-      record(
-        {
-          name: '<name>',
-          expected: 'the name of a signer',
-          pattern: '^[A-Za-z0-9][A-Za-z0-9._-]{0,60}$',
-        },
-        signerSchema,
-        { max: MAX_SIGNERS, expected: 'a mapping of names to signers' },
-      ),
-      'Whose signatures of images are verified.',
-    ),
-    'trusted-root': optional(
-      text({
-        expected: 'the name of a file in the policy directory',
-        pattern: '^[A-Za-z0-9][A-Za-z0-9._-]{0,100}$',
-      }),
-      'The `trusted_root.json` that identities are verified with.',
-    ),
+    signers: signersField(signerSchema, 'Whose signatures of images are verified.'),
+    'trusted-root': trustedRootField,
     revoked: optional(
       list(text({ expected: 'the digest of an image', pattern: '^sha256:[0-9a-f]{64}$' }), {
         max: MAX_REVOKED,
@@ -156,21 +133,15 @@ export interface ImageTrust {
   readonly trustedRoot?: string;
 }
 
-type PatternReader = (entries: readonly string[]) => NamePatterns;
-/** Reports what is wrong with the value of a key. */
-type WrongReporter = (container: object, key: string, message: string, hint?: string) => void;
-
-const ANYTHING: NamePatterns = { any: true, exact: {}, prefixes: [] };
-
 /** What counts where nothing is said: images of this machine run, others need a signature of anybody in `signers`. */
 export const DEFAULT_IMAGE_RULES: ImageRules = {
   local: true,
-  signers: ANYTHING,
+  signers: ANY_NAME,
   max_age_seconds: null,
   minimum: {},
-  base: ANYTHING,
+  base: ANY_NAME,
   attestations: [],
-  builders: ANYTHING,
+  builders: ANY_NAME,
   scan: null,
 };
 
@@ -204,32 +175,8 @@ export function lowerImageRules(data: RulesData, base: ImageRules, patterns: Pat
 }
 
 export function lowerImageTrust(data: ImageData, wrong: WrongReporter): ImageTrust {
-  const signers: NamedSigner[] = [];
-  for (const [name, signer] of Object.entries(data.signers ?? {})) {
-    const { key, issuer, subject } = signer;
-    if (key !== undefined && issuer === undefined && subject === undefined) {
-      signers.push({ name, kind: 'key', pem: key });
-    } else if (key === undefined && issuer !== undefined && subject !== undefined) {
-      const identity = { issuer, subject: subject.includes('*') ? { pattern: subject } : subject };
-      try {
-        compileIdentity(identity);
-        signers.push({ name, kind: 'identity', ...identity });
-      } catch (error) {
-        wrong(data.signers ?? {}, name, error instanceof Error ? error.message : String(error));
-      }
-    } else {
-      wrong(data.signers ?? {}, name, 'a signer has either a `key`, or an `issuer` and a `subject`');
-    }
-  }
+  const signers = lowerSigners(data, 'a `key`, or an `issuer` and a `subject`', lowerSigner, wrong);
   const { trustedRoot } = data;
-  if (trustedRoot === undefined && signers.some(({ kind }) => kind === 'identity')) {
-    wrong(
-      data,
-      'signers',
-      'identities are accepted, but there is no `trusted-root` to verify them with',
-      'put the trusted_root.json of the Sigstore into the policy directory, and name it',
-    );
-  }
   return { signers, ...(trustedRoot === undefined ? {} : { trustedRoot }) };
 }
 

@@ -2,7 +2,7 @@
 import { ERROR_CODES, type ErrorCode } from '../core/errors.ts';
 import { hasKeys } from '../core/json.ts';
 import { DEPENDENCY_LEVELS, type DependencyLevel, MAX_MANIFESTS } from '../protocol/verify.ts';
-import type { Denial } from './decision.ts';
+import { type Denial, failure, isListOf, isText, MAX_DENIALS } from './decision.ts';
 import type { RunFacts } from './input.ts';
 
 /** Is what this job consists of vouched for? Asked without evidence first: what is demanded, then with it. */
@@ -89,22 +89,12 @@ export interface VerifyDecision {
   readonly denials: readonly VerifyDenial[];
 }
 
-const MAX_TEXT = 4096;
-const MAX_DENIALS = 10_000;
-
 /** The denial where policy gave no usable answer. */
 export function failedVerify(problem: string): VerifyDecision {
   return {
     demands: { commit: false, scripts: [], dependencies: 'none' },
     allow: false,
-    denials: [
-      {
-        code: 'POLICY_UNAVAILABLE',
-        rule: 'ct.verify.error',
-        message: `policy could not be asked: ${problem}`,
-        hint: 'this is a fault of the policy of this host, not of the job: ask those who run it',
-      },
-    ],
+    denials: [{ ...failure('ct.verify.error', problem), code: 'POLICY_UNAVAILABLE' }],
   };
 }
 
@@ -115,10 +105,9 @@ export function parseVerifyDecision(value: unknown): VerifyDecision | undefined 
   if (!hasKeys(demands, ['commit', 'scripts', 'dependencies'])) return undefined;
   const { commit, scripts, dependencies } = demands;
   if (typeof commit !== 'boolean' || typeof allow !== 'boolean') return undefined;
-  if (!Array.isArray(scripts) || scripts.length > 2 * MAX_MANIFESTS || !scripts.every(isText))
-    return undefined;
+  if (!isListOf(scripts, 2 * MAX_MANIFESTS, isText)) return undefined;
   if (!DEPENDENCY_LEVELS.includes(dependencies as DependencyLevel)) return undefined;
-  if (!Array.isArray(denials) || denials.length > MAX_DENIALS || !denials.every(isDenial)) return undefined;
+  if (!isListOf(denials, MAX_DENIALS, isDenial)) return undefined;
   if (allow !== (denials.length === 0)) return undefined;
   return {
     demands: { commit, scripts, dependencies: dependencies as DependencyLevel },
@@ -141,8 +130,4 @@ function isDenial(value: unknown): value is Denial & { readonly code?: unknown }
     isText(value['message']) &&
     (value['hint'] === undefined || isText(value['hint']))
   );
-}
-
-function isText(value: unknown): value is string {
-  return typeof value === 'string' && value.length > 0 && value.length <= MAX_TEXT;
 }
