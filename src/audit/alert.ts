@@ -1,4 +1,5 @@
 /** Alerts: what a security team wants to hear of, once. */
+import { randomUUID } from 'node:crypto';
 import type { RunFacts } from '../policy/input.ts';
 
 /** One of them: a line of JSON in the alert file; version 1. */
@@ -36,6 +37,26 @@ export interface Alert {
 /** Where alerts go. Filing never throws and never waits: whoever files one has a VM to kill. */
 export interface AlertSink {
   file(alert: Alert): void;
+}
+
+/** With an id and a time of its own. */
+export function newAlert(
+  at: Date,
+  about: Omit<Alert, 'version' | 'id' | 'time' | 'count'>,
+  count = 1,
+): Alert {
+  return { version: 1, id: randomUUID(), time: at.toISOString(), ...about, count };
+}
+
+/** Of what no run did: the image stands in its place. */
+export function imageInPlaceOfRun({
+  name,
+  digest,
+}: {
+  readonly name: string;
+  readonly digest: string;
+}): Alert['run'] {
+  return { id: digest, job: `image ${name}` };
 }
 
 /** The run of an alert, without what is not known of it. */

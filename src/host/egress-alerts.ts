@@ -2,8 +2,7 @@
  * Which decisions about the network a security team hears of: those that ended a run, those about what the operator listed as
  * forbidden, and signs that a guest was taken over. That a job may not reach something that nobody listed is in its log and its decision log.
  */
-import { randomUUID } from 'node:crypto';
-import { type Alert, type AlertSink, alertRun } from '../audit/alert.ts';
+import { type Alert, type AlertSink, alertRun, newAlert } from '../audit/alert.ts';
 import type { RunFacts } from '../policy/input.ts';
 import type { EgressGateOptions } from './egress-gate.ts';
 import { destinationOf } from './egress-gate.ts';
@@ -33,28 +32,28 @@ export function egressAlert(
   const severity = SEVERITIES.get(denial.rule) ?? (decision.action === 'terminate' ? 'high' : undefined);
   if (severity === undefined) return undefined;
   const { host, port } = destinationOf(request);
-  return {
-    version: 1,
-    id: randomUUID(),
-    time: now.toISOString(),
-    severity,
-    title: denial.message,
-    rule: denial.rule,
-    action: ({ allow: 'recorded', deny: 'denied', terminate: 'terminated' } as const)[decision.action],
-    run: alertRun(run, step),
-    ...(host === undefined
-      ? {}
-      : {
-          destination: {
-            host,
-            ...(port === undefined ? {} : { port }),
-            ...(request.kind === 'stream' ? { protocol: request.protocol } : {}),
-          },
-        }),
-    ...(asker.by === undefined ? {} : { process: asker.by }),
-    evidence: { file: evidence, id },
+  return newAlert(
+    now,
+    {
+      severity,
+      title: denial.message,
+      rule: denial.rule,
+      action: ({ allow: 'recorded', deny: 'denied', terminate: 'terminated' } as const)[decision.action],
+      run: alertRun(run, step),
+      ...(host === undefined
+        ? {}
+        : {
+            destination: {
+              host,
+              ...(port === undefined ? {} : { port }),
+              ...(request.kind === 'stream' ? { protocol: request.protocol } : {}),
+            },
+          }),
+      ...(asker.by === undefined ? {} : { process: asker.by }),
+      evidence: { file: evidence, id },
+    },
     count,
-  };
+  );
 }
 
 /** Alerts of one run on their way to where they are filed: one that does not name its process yet is held for a moment. */

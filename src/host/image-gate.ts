@@ -1,6 +1,5 @@
 /** Whether an image may boot for a run: what is proved of it, and what policy says to that. Asked for every run, before its VM is claimed. */
-import { randomUUID } from 'node:crypto';
-import { type Alert, alertRun } from '../audit/alert.ts';
+import { type Alert, alertRun, newAlert } from '../audit/alert.ts';
 import { CtError, type ErrorCode } from '../core/errors.ts';
 import { ImageEvidence, type ImageSigners } from '../image/evidence.ts';
 import type { ImageStore } from '../image/store.ts';
@@ -103,10 +102,7 @@ export function imageAlert(
   const { allow, denials } = decided.decision;
   if (allow) return undefined;
   const { denial } = foremost(denials, input);
-  return {
-    version: 1,
-    id: randomUUID(),
-    time: now.toISOString(),
+  return newAlert(now, {
     // That nobody has looked is no attack; that somebody has signed or put something there may be one.
     severity: SEVERITIES[denial.rule] ?? 'high',
     title: denial.message,
@@ -114,8 +110,7 @@ export function imageAlert(
     action: 'denied',
     run: alertRun(run),
     evidence,
-    count: 1,
-  };
+  });
 }
 
 /** A part of an image is not what its manifest names: the disk is failing, or somebody has been there. */
@@ -125,18 +120,14 @@ export function corruptAlert(
   file: string,
   now: Date,
 ): Alert {
-  return {
-    version: 1,
-    id: randomUUID(),
-    time: now.toISOString(),
+  return newAlert(now, {
     severity: 'critical',
     title: error.message,
     rule: 'ct.image.corrupt',
     action: 'denied',
     run: alertRun(run),
     evidence: { file, id: run.id },
-    count: 1,
-  };
+  });
 }
 
 const SEVERITIES: Readonly<Record<string, Alert['severity']>> = {

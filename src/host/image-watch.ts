@@ -3,10 +3,9 @@
  * asks. Warm VMs and templates of an image that would be refused are thrown away, and when the database of vulnerabilities has
  * changed, the image is scanned again, in a thread of its own.
  */
-import { randomUUID } from 'node:crypto';
 import { stat } from 'node:fs/promises';
 import { Worker } from 'node:worker_threads';
-import type { Alert, AlertSink } from '../audit/alert.ts';
+import { type Alert, type AlertSink, imageInPlaceOfRun, newAlert } from '../audit/alert.ts';
 import { CtError, messageOf } from '../core/errors.ts';
 import { entryPoint } from '../core/install.ts';
 import { databasePath } from '../image/scan/database.ts';
@@ -218,17 +217,12 @@ function watchAlert(
   digest: string,
   name: string,
 ): Alert {
-  return {
-    version: 1,
-    id: randomUUID(),
-    time: new Date().toISOString(),
+  return newAlert(new Date(), {
     severity,
     title,
     rule,
     action: 'denied',
-    // No run did it; the image stands in its place, as in alerts of scans.
-    run: { id: digest, job: `image ${name}` },
+    run: imageInPlaceOfRun({ name, digest }),
     evidence: { file: 'policy', id: digest },
-    count: 1,
-  };
+  });
 }

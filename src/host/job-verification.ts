@@ -2,9 +2,9 @@
  * Whether what a job consists of is vouched for: asks policy what is demanded, the client for the evidence, verifies that, and
  * asks policy again. Before anything is claimed for the job; the tree itself is compared later, on its way into the VM.
  */
-import { createHash, randomUUID } from 'node:crypto';
+import { createHash } from 'node:crypto';
 import { setImmediate as turn } from 'node:timers/promises';
-import { type Alert, alertRun } from '../audit/alert.ts';
+import { type Alert, alertRun, newAlert } from '../audit/alert.ts';
 import { CtError, errorReport } from '../core/errors.ts';
 import { printable } from '../core/source-text.ts';
 import type { PresetResolver } from '../egress/presets/index.ts';
@@ -297,16 +297,12 @@ export function verificationAlert(
   now: Date,
 ): Alert | undefined {
   if (error === undefined || !REFUSALS.test(error.code)) return undefined;
-  return {
-    version: 1,
-    id: randomUUID(),
-    time: now.toISOString(),
+  return newAlert(now, {
     severity: 'high',
     title: error.message,
     rule: `ct.verify.${error.code.toLowerCase().replace(/^verify_/, '')}`,
     action: 'terminated',
     run: alertRun(run),
     evidence: { file: evidence, id: run.id },
-    count: 1,
-  };
+  });
 }

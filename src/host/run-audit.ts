@@ -1,6 +1,5 @@
 /** The audit record of one run, as the daemon sees it: what it is told, what policy wants, and what it seals. */
-import { randomUUID } from 'node:crypto';
-import { type Alert, type AlertSink, alertRun } from '../audit/alert.ts';
+import { type AlertSink, alertRun, newAlert } from '../audit/alert.ts';
 import type { SealFacts } from '../audit/seal.ts';
 import type { AuditSummary } from '../audit/summary.ts';
 import { CtError, messageOf } from '../core/errors.ts';
@@ -155,18 +154,14 @@ export class RunAudit {
     if (this.#hasAlerted) return;
     this.#hasAlerted = true;
     const { alerts, run } = this.#options;
-    const alert: Alert = {
-      version: 1,
-      id: randomUUID(),
-      time: new Date().toISOString(),
+    const alert = newAlert(new Date(), {
       severity: OWN_FAULTS.has(reason) ? 'medium' : 'high',
       title: message,
       rule: `ct.audit.${reason}`,
       action: this.isRequired ? (reason === 'absent' ? 'denied' : 'terminated') : 'recorded',
       run: alertRun(run),
       evidence: { file: this.directory, id: reason },
-      count: 1,
-    };
+    });
     alerts.file(alert);
   }
 }

@@ -2,10 +2,9 @@
  * Looks again whenever there is reason to: another database, another image, or an hour gone by, in which exceptions end and
  * databases grow old. What was not there before in an image that jobs start from is an alert, one per image and look.
  */
-import { randomUUID } from 'node:crypto';
 import { stat } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { Alert, AlertSink } from '../../audit/alert.ts';
+import { type Alert, type AlertSink, imageInPlaceOfRun, newAlert } from '../../audit/alert.ts';
 import type { StoredImage } from '../store.ts';
 import { databasePath } from './database.ts';
 import {
@@ -115,17 +114,16 @@ export function alertOf(
   const { id, severity, package: entry, fixedIn } = worst;
   const fix = fixedIn === undefined ? 'not fixed yet' : `fixed in ${fixedIn}`;
   const count = fresh.length === 1 ? 'a new vulnerability' : `${fresh.length} new vulnerabilities, such as`;
-  return {
-    version: 1,
-    id: randomUUID(),
-    time: scannedAt,
-    severity: ALERT_SEVERITIES[severity],
-    title: `image ${image.name} has ${count} ${id} (${severity}) in ${entry.name} ${entry.version}, ${fix}`,
-    rule: ALERT_RULE,
-    action: 'recorded',
-    // No run did it; the image stands in its place.
-    run: { id: image.digest, job: `image ${image.name}` },
-    evidence: { file, id },
-    count: fresh.length,
-  };
+  return newAlert(
+    new Date(scannedAt),
+    {
+      severity: ALERT_SEVERITIES[severity],
+      title: `image ${image.name} has ${count} ${id} (${severity}) in ${entry.name} ${entry.version}, ${fix}`,
+      rule: ALERT_RULE,
+      action: 'recorded',
+      run: imageInPlaceOfRun(image),
+      evidence: { file, id },
+    },
+    fresh.length,
+  );
 }
