@@ -4,7 +4,6 @@
  * both, the policy that wants a record included.
  */
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
-import { cpus as hostCpus, loadavg } from 'node:os';
 import { join } from 'node:path';
 import { auditDirectory } from '../audit/places.ts';
 import { readAudit } from '../audit/reader.ts';
@@ -20,7 +19,8 @@ import type { Accelerator, JobRequest, JobResult } from '../protocol/run.ts';
 import type { RunAuditInfo } from './api.ts';
 import { type AgeFigures, measureAge } from './bench-audit-age.ts';
 import { openBenchHome } from './bench-home.ts';
-import { linkPid, privateKib } from './bench-link.ts';
+import { linkPid } from './bench-link.ts';
+import { type BenchedMachine, benchedMachine, privateKib } from './bench-machine.ts';
 import type { HostClient } from './client.ts';
 import { type Distribution, distribution } from './distribution.ts';
 import { C_FILES as COMPILE_FILES, writeWorkload } from './workloads.ts';
@@ -49,15 +49,12 @@ export interface AuditWorkloadFigures {
   readonly callsPerSecond: number;
 }
 
-export interface AuditFigures {
+export interface AuditFigures extends BenchedMachine {
   /** Counted samples of each workload in each guest; one more of each came before. */
   readonly runs: number;
   readonly accelerator: Accelerator;
   readonly vmm: string;
   readonly shape: { readonly cpus: number; readonly memoryMib: number };
-  /** ISO 8601, UTC. */
-  readonly startedAt: string;
-  readonly host: { readonly cpu: string; readonly cpus: number; readonly loadAtStart: number };
   readonly files: number;
   readonly workloads: Readonly<Record<AuditWorkload, AuditWorkloadFigures>>;
   /** Of the whole job, its 20,000 files included. */
@@ -85,8 +82,7 @@ export async function benchAudit(options: BenchAuditOptions): Promise<AuditFigur
   await using cleanup = new AsyncDisposableStack();
   const directory = mkdtempSync(join(ctHome, 'bench-'));
   cleanup.defer(() => rmSync(directory, { recursive: true, force: true }));
-  const [loadAtStart = 0] = loadavg();
-  const startedAt = new Date().toISOString();
+  const machine = benchedMachine();
   onProgress('a guest agent without a tracer');
   const home = join(directory, 'home');
   mkdirSync(home, { mode: 0o700 });
@@ -138,12 +134,7 @@ export async function benchAudit(options: BenchAuditOptions): Promise<AuditFigur
     accelerator,
     vmm,
     shape: { cpus: SHAPE.cpus, memoryMib: SHAPE.memoryMib },
-    startedAt,
-    host: {
-      cpu: hostCpus()[0]?.model.trim() ?? 'unknown',
-      cpus: hostCpus().length,
-      loadAtStart: Math.round(loadAtStart * 100) / 100,
-    },
+    ...machine,
     files: FILES,
     workloads,
     records: audit?.records ?? 0,
@@ -159,14 +150,11 @@ export function compare(
   withMs: readonly number[],
   withoutMs: readonly number[],
 ): Omit<AuditWorkloadFigures, 'callsPerSecond'> {
-  const ratios = withMs.map((ms, index) => ms / (withoutMs[index] ?? Number.NaN)).toSorted((a, b) => a - b);
-  const at = (percent: number): number =>
-    Math.round((ratios[Math.max(0, Math.ceil((percent / 100) * ratios.length) - 1)] ?? Number.NaN) * 100) /
-    100;
+  const ratios = withMs.map((ms, index) => ms / (withoutMs[index] ?? Number.NaN));
   return {
     withMs: distribution(withMs),
     withoutMs: distribution(withoutMs),
-    slowdown: { p50: at(50), p95: at(95), min: at(0), max: at(100) },
+    slowdown: distribution(ratios, 2),
   };
 }
 

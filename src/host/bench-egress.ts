@@ -5,7 +5,6 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { cpus as hostCpus, loadavg } from 'node:os';
 import { join } from 'node:path';
 import { CtError } from '../core/errors.ts';
 import { installRoot } from '../core/install.ts';
@@ -15,7 +14,8 @@ import type { Accelerator, JobRequest } from '../protocol/run.ts';
 import { openRawPort, type RawPort } from './bench-egress-raw.ts';
 import { startBenchServer } from './bench-egress-server.ts';
 import { type BenchHome, openBenchHome } from './bench-home.ts';
-import { linkPid, privateKib } from './bench-link.ts';
+import { linkPid } from './bench-link.ts';
+import { type BenchedMachine, benchedMachine, privateKib } from './bench-machine.ts';
 import { measurePolicy, type PolicyFigures } from './bench-policy.ts';
 import { type Distribution, distribution } from './distribution.ts';
 
@@ -30,14 +30,11 @@ const JOB_TIMEOUT_MS = 30 * 60_000;
 /** Some kilobytes; what a job prints is the guest's to choose. */
 const MAX_OUTPUT_BYTES = 1024 * 1024;
 
-export interface EgressFigures {
+export interface EgressFigures extends BenchedMachine {
   readonly runs: number;
   readonly accelerator: Accelerator;
   readonly vmm: string;
   readonly shape: { readonly cpus: number; readonly memoryMib: number };
-  /** ISO 8601, UTC. */
-  readonly startedAt: string;
-  readonly host: { readonly cpu: string; readonly cpus: number; readonly loadAtStart: number };
   readonly transferBytes: number;
   /** Plain bytes over one port, MB/s. */
   readonly rawMbPerSecond: Directions;
@@ -54,7 +51,7 @@ export interface EgressFigures {
   readonly daemonAnswerMs: Distribution;
   /** The longest of them, without what the scheduler made it wait. */
   readonly daemonBusyMs: number;
-  /** KiB that daemon and link process take for an idle connection (Private_Dirty). */
+  /** KiB that daemon and link process take for an idle connection. */
   readonly idleConnectionKib: { readonly daemon: number; readonly link: number };
   readonly policy: PolicyFigures;
 }
@@ -81,8 +78,7 @@ export async function benchEgress(options: BenchEgressOptions): Promise<EgressFi
   await using cleanup = new AsyncDisposableStack();
   const directory = mkdtempSync(join(ctHome, 'bench-'));
   cleanup.defer(() => rmSync(directory, { recursive: true, force: true }));
-  const [loadAtStart = 0] = loadavg();
-  const startedAt = new Date().toISOString();
+  const machine = benchedMachine();
   onProgress('compiling');
   const tree = join(directory, 'tree');
   mkdirSync(tree);
@@ -103,12 +99,7 @@ export async function benchEgress(options: BenchEgressOptions): Promise<EgressFi
     accelerator: job.accelerator,
     vmm: job.vmm,
     shape: { cpus: SHAPE.cpus, memoryMib: SHAPE.memoryMib },
-    startedAt,
-    host: {
-      cpu: hostCpus()[0]?.model.trim() ?? 'unknown',
-      cpus: hostCpus().length,
-      loadAtStart: Math.round(loadAtStart * 100) / 100,
-    },
+    ...machine,
     transferBytes: TRANSFER_BYTES,
     rawMbPerSecond,
     ...job.figures,

@@ -1,12 +1,7 @@
 /** The link process of a job that is measured, from outside. */
 import { readdirSync, readFileSync } from 'node:fs';
 import { CtError } from '../core/errors.ts';
-
-/** proc_pid_smaps_rollup(5). */
-export function privateKib(pid: number): number {
-  const text = readFileSync(`/proc/${pid}/smaps_rollup`, 'utf8');
-  return Number(/^Private_Dirty:\s+(\d+) kB$/m.exec(text)?.[1] ?? Number.NaN);
-}
+import { privateKib } from './bench-machine.ts';
 
 /** The link process at work: of the daemon's, the one with the most memory; the others wait for a VM or a job. */
 export function linkPid(daemonPid: number): number {

@@ -4,7 +4,7 @@
  */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { CtError } from '../core/errors.ts';
@@ -13,6 +13,7 @@ import { PresetResolver } from '../egress/presets/index.ts';
 import { ImageStore } from '../image/store.ts';
 import type { Accelerator } from '../protocol/run.ts';
 import type { MachineShape } from '../vmm/driver.ts';
+import { privateKib } from './bench-machine.ts';
 import { type RuncBench, runcBench } from './bench-runc.ts';
 import { connectHost } from './client.ts';
 import { type Distribution, distribution, ratio } from './distribution.ts';
@@ -141,8 +142,8 @@ async function measureRestore(
       samples.add('restore', performance.now() - startedAt);
       samples.add('claim', claimMs);
       samples.add('second', await timed(() => machine.probe()));
-      samples.add('private', privateMib(machine.vmPid));
-      samples.add('link', privateMib(machine.linkPid));
+      samples.add('private', privateKib(machine.vmPid) / 1024);
+      samples.add('link', privateKib(machine.linkPid) / 1024);
     } finally {
       samples.add('destroy', await timed(() => machine.destroy()));
     }
@@ -274,16 +275,4 @@ async function timed(action: () => Promise<unknown>): Promise<number> {
   const startedAt = performance.now();
   await action();
   return performance.now() - startedAt;
-}
-
-/**
- * Anonymous pages (proc(5), smaps_rollup): what was written here and what was copied to be written, which ends with the
- * process. Pages of the template that a clone only reads lie in the template's memfd, which holds them anyway; the kernel
- * calls them `Private_Dirty` while one clone alone has them mapped, and `Shared_Dirty` as soon as there are two.
- */
-function privateMib(pid: number): number {
-  const text = readFileSync(`/proc/${pid}/smaps_rollup`, 'utf8');
-  const kib = Number(/^Anonymous:\s+(\d+) kB$/m.exec(text)?.[1]);
-  if (Number.isNaN(kib)) throw new CtError('INTERNAL', `no memory of process ${pid} is on record`);
-  return kib / 1024;
 }

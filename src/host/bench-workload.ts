@@ -3,7 +3,6 @@
  * else this machine does is in both figures.
  */
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { cpus as hostCpus, loadavg } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { BoundedTail } from '../core/bounded-tail.ts';
@@ -14,6 +13,7 @@ import { packTree } from '../job/tree-pack.ts';
 import type { Accelerator, JobRequest, VmSource } from '../protocol/run.ts';
 import { BenchContainers, type ContainerFacts, removeContainer, runcRoot } from './bench-container.ts';
 import { openBenchHome } from './bench-home.ts';
+import { type BenchedMachine, benchedMachine } from './bench-machine.ts';
 import { startRegistry } from './bench-registry.ts';
 import { connectHost, type HostClient } from './client.ts';
 import { type Distribution, distribution, ratio } from './distribution.ts';
@@ -53,21 +53,13 @@ export interface WorkloadResult {
   readonly wholeRatio?: number;
 }
 
-export interface WorkloadFigures {
+export interface WorkloadFigures extends BenchedMachine {
   /** Counted runs of each workload on each side; one more of each came before and is not counted. */
   readonly runs: number;
   /** Ratios hold for this accelerator alone: those of `tcg` say nothing about `kvm`. */
   readonly accelerator: Accelerator;
   readonly vmm: string;
   readonly shape: { readonly cpus: number; readonly memoryMib: number };
-  /** ISO 8601, UTC. */
-  readonly startedAt: string;
-  readonly host: {
-    readonly cpu: string;
-    readonly cpus: number;
-    /** Load average of the last minute before the first run. */
-    readonly loadAtStart: number;
-  };
   readonly container?: ContainerFacts;
   readonly workloads: Readonly<Partial<Record<Workload, WorkloadResult>>>;
 }
@@ -101,8 +93,7 @@ export async function benchWorkload(options: BenchWorkloadOptions): Promise<Work
   await sweepWorkloads(ctHome);
   const directory = makeWorkloadDirectory(ctHome);
   cleanup.defer(() => rmSync(directory, { recursive: true, force: true }));
-  const [loadAtStart = 0] = loadavg();
-  const startedAt = new Date().toISOString();
+  const machine = benchedMachine();
 
   const images = new ImageStore(ctHome);
   const total = workloads.length * (runs + 1);
@@ -160,12 +151,7 @@ export async function benchWorkload(options: BenchWorkloadOptions): Promise<Work
     accelerator,
     vmm,
     shape: { cpus: options.cpus, memoryMib: options.memoryMib },
-    startedAt,
-    host: {
-      cpu: hostCpus()[0]?.model.trim() ?? 'unknown',
-      cpus: hostCpus().length,
-      loadAtStart: Math.round(loadAtStart * 100) / 100,
-    },
+    ...machine,
     ...(lane.containers ? { container: lane.containers.facts } : {}),
     workloads: Object.fromEntries(
       [...samples].map(([workload, { lane: of, taken }]) => [

@@ -7,12 +7,12 @@ export interface Distribution {
   readonly max: number;
 }
 
-/** Nearest-rank percentiles, rounded to a tenth; of no samples, NaN. */
-export function distribution(samples: readonly number[]): Distribution {
+/** Nearest-rank percentiles, rounded to that many decimals; of no samples, NaN. */
+export function distribution(samples: readonly number[], decimals = 1): Distribution {
   const sorted = samples.toSorted((a, b) => a - b);
   const at = (percent: number): number => {
     const value = sorted[Math.max(0, Math.ceil((percent / 100) * sorted.length) - 1)] ?? Number.NaN;
-    return Math.round(value * 10) / 10;
+    return Math.round(value * 10 ** decimals) / 10 ** decimals;
   };
   return { p50: at(50), p95: at(95), min: at(0), max: at(100) };
 }

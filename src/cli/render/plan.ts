@@ -12,37 +12,25 @@ export function describePlan(plan: Plan, options: Pick<RunOptions, 'action' | 'j
   return options.action === 'list' ? listJobs(plan) : plan.jobs.map(showJob).join('\n');
 }
 
-function describeJob(job: PlannedJob): unknown {
-  const {
-    name,
-    id,
-    needs,
-    image,
-    cpus,
-    memoryMib,
-    diskMib,
-    timeoutMs,
-    network,
-    exec,
-    env,
-    steps,
-    artifacts,
-  } = job;
-  return {
-    name,
-    id,
-    needs,
-    image,
-    cpus,
-    memoryMib,
-    diskMib,
-    timeoutMs,
-    network,
-    exec,
-    env,
-    steps,
-    artifacts,
-  };
+/** What of a job is shown, in this order. */
+const DESCRIBED = [
+  'name',
+  'id',
+  'needs',
+  'image',
+  'cpus',
+  'memoryMib',
+  'diskMib',
+  'timeoutMs',
+  'network',
+  'exec',
+  'env',
+  'steps',
+  'artifacts',
+] as const satisfies readonly (keyof PlannedJob)[];
+
+function describeJob(job: PlannedJob): object {
+  return Object.fromEntries(DESCRIBED.map((key) => [key, job[key]]));
 }
 
 function listJobs(plan: Plan): string {

@@ -33,6 +33,41 @@ export function statusLine(output: Output): (text: string) => void {
   };
 }
 
+const MAX_FIGURE_RUNS = 100;
+
+interface FiguresOptions {
+  readonly ctHome: string;
+  /** Manifest digest. */
+  readonly image: string;
+  readonly runs: number;
+  readonly signal: AbortSignal;
+  readonly onProgress: (what: string) => void;
+}
+
+/** The commands that measure jobs in one image and print what they found. */
+export async function runFigures<F>(
+  parsed: ParsedOptions,
+  output: Output,
+  options: {
+    readonly defaultRuns: number;
+    readonly load: () => Promise<(options: FiguresOptions) => Promise<F>>;
+    readonly render: (figures: F) => string;
+  },
+): Promise<number> {
+  const runs = readCount(parsed, 'runs', options.defaultRuns, MAX_FIGURE_RUNS);
+  using cancellation = cancelOnSignals(output);
+  const { signal } = cancellation;
+  const ctHome = ctHomePath();
+  const onProgress = statusLine(output);
+  const [{ ensureImage }, bench] = await Promise.all([import('../../images.ts'), options.load()]);
+  const name = parsed.value('image') ?? DEFAULT_IMAGE;
+  const image = await ensureImage(name, { ctHome, directory: process.cwd(), signal, onProgress });
+  const figures = await bench({ ctHome, image, runs, signal, onProgress });
+  onProgress('');
+  output.write('stdout', parsed.has('json') ? `${JSON.stringify(figures)}\n` : options.render(figures));
+  return 0;
+}
+
 export interface PlotTarget {
   write(plot: BarPlot): void;
 }
