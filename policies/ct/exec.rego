@@ -20,7 +20,7 @@ mode := [name | some name, rank in strictness; rank == max(ranks)][0] if {
 	understood_of_job
 }
 
-understood_of_stranger if not stranger
+understood_of_stranger if not lib.stranger
 
 understood_of_stranger if strictness[lib.config.untrusted.exec.mode] >= 0
 
@@ -30,11 +30,9 @@ understood_of_job if strictness[input.exec.mode] >= 0
 
 ranks contains strictness[lib.profile.exec.mode]
 
-ranks contains strictness[lib.config.untrusted.exec.mode] if stranger
+ranks contains strictness[lib.config.untrusted.exec.mode] if lib.stranger
 
 ranks contains strictness[input.exec.mode]
-
-stranger if input.run.trust == "untrusted"
 
 # What all of what counts trusts.
 trust := [origin |
@@ -43,7 +41,7 @@ trust := [origin |
 	trusted_of_stranger(origin)
 ]
 
-trusted_of_stranger(_) if not stranger
+trusted_of_stranger(_) if not lib.stranger
 
 trusted_of_stranger(origin) if lib.config.untrusted.exec.trust[origin]
 
@@ -111,7 +109,7 @@ inline_forbidden(path) if {
 forbids_inline(word) if lib.profile.exec.inline[word]
 
 forbids_inline(word) if {
-	stranger
+	lib.stranger
 	lib.config.untrusted.exec.inline[word]
 }
 

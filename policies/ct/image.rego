@@ -85,10 +85,7 @@ deny contains {
 
 vouched_for(rules) if count(accepted(rules)) > 0
 
-vouched_for(rules) if {
-	is_local
-	rules.local == true
-}
+vouched_for(rules) if trusted_as_local(rules)
 
 accepted(rules) := [signature |
 	some signature in input.signatures

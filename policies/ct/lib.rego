@@ -67,7 +67,7 @@ may_ask(host, port, protocol) if {
 	stranger_may_ask(host, port, protocol)
 }
 
-stranger_may_ask(_, _, _) if input.run.trust in {"local", "trusted"}
+stranger_may_ask(_, _, _) if not stranger
 
 stranger_may_ask(host, port, protocol) if {
 	input.run.trust == "untrusted"
