@@ -3,9 +3,8 @@
  * Python's. Asked is the registry that npm or pip of this machine is configured for, and no other. Nothing of it is verified
  * here, and nothing has to be believed: that is for whoever demands it.
  */
-import { get as httpGet, type IncomingMessage } from 'node:http';
-import { Agent as HttpsAgent, get as httpsGet } from 'node:https';
 import { CtError, messageOf } from '../core/errors.ts';
+import { secureGet } from '../core/https-get.ts';
 import { isObject } from '../core/json.ts';
 import type { PackageEvidence } from '../verification/dependencies/evidence-file.ts';
 import type { LockedPackage } from '../verification/dependencies/package-lock.ts';
@@ -113,22 +112,11 @@ async function fetchBody(url: URL, accept: string): Promise<Buffer | undefined> 
   if (url.protocol !== 'https:' && !(url.protocol === 'http:' && isLoopback)) {
     throw failed(url, 'only https is asked');
   }
-  const { promise, resolve, reject } = Promise.withResolvers<IncomingMessage>();
-  const options = {
-    headers: { accept, 'accept-encoding': 'identity', 'user-agent': 'ct' },
-    signal: AbortSignal.timeout(REQUEST_TIMEOUT_MS),
-  };
-  const request =
-    url.protocol === 'https:'
-      ? httpsGet(
-          url,
-          { ...options, rejectUnauthorized: true, agent: new HttpsAgent({ proxyEnv: process.env }) },
-          resolve,
-        )
-      : httpGet(url, { ...options, agent: false }, resolve);
-  request.on('error', reject);
   try {
-    const response = await promise;
+    const response = await secureGet(url, {
+      headers: { accept },
+      signal: AbortSignal.timeout(REQUEST_TIMEOUT_MS),
+    });
     if (response.statusCode === 404) {
       response.destroy();
       return undefined;

@@ -20,13 +20,15 @@ const waiting: (() => void)[] = [];
  * must not be able to choose another end than a refusal.
  */
 export async function judgeLocks(order: EvidenceOrder): Promise<readonly LockFacts[]> {
-  if (running >= MAX_THREADS) await new Promise<void>((resolve) => waiting.push(resolve));
-  running++;
+  if (running < MAX_THREADS) running++;
+  else await new Promise<void>((resolve) => waiting.push(resolve));
   try {
     return await inThread(order);
   } finally {
-    running--;
-    waiting.shift()?.();
+    // Whoever waits gets the place itself: nobody who comes in between can take it.
+    const next = waiting.shift();
+    if (next) next();
+    else running--;
   }
 }
 

@@ -8,7 +8,7 @@
 import { CtError } from '../core/errors.ts';
 import type { ImageInput, ImageSignature } from '../policy/input.ts';
 import type { NamedSigner } from '../policy/signers.ts';
-import { compileIdentity } from '../verification/identity.ts';
+import { isAccepted } from '../verification/identity.ts';
 import { signerPolicy } from '../verification/signer-policy.ts';
 import type { Trust } from '../verification/trust.ts';
 import type { VerifiedSigner } from '../verification/verify.ts';
@@ -197,10 +197,9 @@ function signatureFacts(verified: VerifiedSigner, signers: ImageSigners): ImageS
 /** What policy calls whoever signed. */
 function namesOf({ signer }: VerifiedSigner, { signers }: ImageSigners): string[] {
   if (signer.kind === 'key') return [signer.name];
-  return signers.flatMap((candidate) => {
-    if (candidate.kind !== 'identity' || candidate.issuer !== signer.issuer) return [];
-    return compileIdentity(candidate).matches(signer.subject) ? [candidate.name] : [];
-  });
+  return signers.flatMap((candidate) =>
+    candidate.kind === 'identity' && isAccepted(signer, [candidate]) ? [candidate.name] : [],
+  );
 }
 
 function keep<T>(kept: Map<string, T>, key: string, value: T): void {

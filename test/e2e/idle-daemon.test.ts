@@ -6,6 +6,7 @@ import { connectHost } from '../../src/host/client.ts';
 import { borrowImages } from '../support/borrowed-home.ts';
 import { stopHost } from '../support/host.ts';
 import { testImage } from '../support/images.ts';
+import { isAlive } from '../support/processes.ts';
 import { scratchDirectory } from '../support/scratch.ts';
 
 test('a job that is sent after the daemon has left runs in the next one', async () => {
@@ -39,12 +40,3 @@ test('a job that is sent after the daemon has left runs in the next one', async 
     await stopHost(scratch.path);
   }
 });
-
-function isAlive(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch {
-    return false;
-  }
-}

@@ -13,6 +13,7 @@ import { takeLock } from '../../src/image/lock.ts';
 import { sweepScratch } from '../../src/image/scratch.ts';
 import { ImageStore } from '../../src/image/store.ts';
 import { runSupervised } from '../../src/image/supervised.ts';
+import { isAlive } from '../support/processes.ts';
 
 const DEADLINE_MS = 10_000;
 
@@ -41,15 +42,6 @@ function startNode(
 async function until(what: string, condition: () => boolean): Promise<void> {
   for (const deadline = performance.now() + DEADLINE_MS; !condition(); await sleep(20)) {
     assert.ok(performance.now() < deadline, `not within ${DEADLINE_MS} ms: ${what}`);
-  }
-}
-
-function isAlive(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch {
-    return false;
   }
 }
 

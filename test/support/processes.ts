@@ -45,3 +45,12 @@ export function descendantsOf(pid: number): ProcessInfo[] {
   }
   return all.filter((process) => found.has(process.pid));
 }
+
+export function isAlive(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch {
+    return false;
+  }
+}

@@ -1,9 +1,6 @@
 /** `ct sign`. */
-
-import { constants } from 'node:fs';
-import { writeFile } from 'node:fs/promises';
 import { relative, resolve } from 'node:path';
-import { CtError, messageOf } from '../../core/errors.ts';
+import { CtError } from '../../core/errors.ts';
 import { printable } from '../../core/source-text.ts';
 import { isBelow, type Manifest, manifestStatement } from '../../verification/manifest.ts';
 import { readManifest, verifyManifest } from '../../verification/manifest-bundle.ts';
@@ -13,12 +10,10 @@ import { acceptedSigners, describeSigner, readInput } from '../image-signers.ts'
 import type { Output } from '../output.ts';
 import { Terminal } from '../render/terminal.ts';
 import { collectManifest, compareManifest, type ManifestChange } from '../sign-files.ts';
+import { writeInProject } from '../write-in-project.ts';
 
 const DEFAULT_OUTPUT = 'ct.signed.json';
 const EXIT_CHANGED = new CtError('VERIFY_FILE_CHANGED', '').exitStatus;
-
-/** A project may have a link there, to a file of whoever runs this. */
-const NOT_THROUGH_LINKS = constants.O_WRONLY | constants.O_CREAT | constants.O_TRUNC | constants.O_NOFOLLOW;
 
 export async function run(parsed: ParsedOptions, output: Output): Promise<number> {
   const root = resolve(parsed.value('directory') ?? '.');
@@ -42,11 +37,7 @@ async function sign(root: string, parsed: ParsedOptions, output: Output): Promis
     });
   }
   const bundle = await signer.signStatement(manifestStatement(manifest));
-  try {
-    await writeFile(path, bundle, { flag: NOT_THROUGH_LINKS });
-  } catch (error) {
-    throw new CtError('USAGE', `${path} cannot be written: ${messageOf(error)}`, { cause: error });
-  }
+  await writeInProject(path, bundle);
   if (parsed.has('json')) {
     print(output, { manifest: own, ...contentOf(manifest) });
     return 0;

@@ -1,10 +1,10 @@
 /** Fetches a feed into a file: HTTPS with the machine's proxies and certificates, or plain HTTP to this machine itself. */
 import { createWriteStream } from 'node:fs';
-import { get as httpGet, type IncomingMessage } from 'node:http';
-import { Agent as HttpsAgent, get as httpsGet } from 'node:https';
+import type { IncomingMessage } from 'node:http';
 import { Transform } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { CtError, messageOf } from '../../core/errors.ts';
+import { secureGet } from '../../core/https-get.ts';
 
 const MAX_REDIRECTS = 5;
 /** Nothing comes for so long: the server is gone. */
@@ -64,22 +64,8 @@ function feedUrl(location: string, from?: URL): URL {
 }
 
 async function request(url: URL, location: string, signal: AbortSignal): Promise<IncomingMessage> {
-  const { promise, resolve, reject } = Promise.withResolvers<IncomingMessage>();
-  const headers = { 'user-agent': 'ct', 'accept-encoding': 'identity' };
-  const shared = { headers, signal, timeout: IDLE_MS };
-  // Whatever NODE_TLS_REJECT_UNAUTHORIZED says.
-  const sent =
-    url.protocol === 'https:'
-      ? httpsGet(
-          url,
-          { ...shared, rejectUnauthorized: true, agent: new HttpsAgent({ proxyEnv: process.env }) },
-          resolve,
-        )
-      : httpGet(url, { ...shared, agent: false }, resolve); // to this machine: no proxy is asked
-  sent.on('error', reject);
-  sent.on('timeout', () => sent.destroy(new Error(`nothing came for ${IDLE_MS / 1000} s`)));
   try {
-    return await promise;
+    return await secureGet(url, { signal, idleMs: IDLE_MS });
   } catch (error) {
     throw signal.aborted ? signal.reason : failed(location, messageOf(error), error);
   }

@@ -1,6 +1,5 @@
 /** `ct evidence fetch`. */
-import { constants, existsSync } from 'node:fs';
-import { writeFile } from 'node:fs/promises';
+import { existsSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { CtError, messageOf } from '../../../core/errors.ts';
 import { printable } from '../../../core/source-text.ts';
@@ -15,9 +14,7 @@ import { readInput } from '../../image-signers.ts';
 import type { Output } from '../../output.ts';
 import { type FoundEvidence, npmEvidence, pythonEvidence } from '../../registry-evidence.ts';
 import { Terminal } from '../../render/terminal.ts';
-
-/** A project may have a link there, to a file of whoever runs this. */
-const NOT_THROUGH_LINKS = constants.O_WRONLY | constants.O_CREAT | constants.O_TRUNC | constants.O_NOFOLLOW;
+import { writeInProject } from '../../write-in-project.ts';
 
 export async function run(parsed: ParsedOptions, output: Output): Promise<number> {
   const root = resolve(parsed.value('directory') ?? '.');
@@ -34,13 +31,7 @@ export async function run(parsed: ParsedOptions, output: Output): Promise<number
     const found = await evidenceOf(lock, readInput(resolve(root, lock)));
     const path = evidencePath(lock);
     const document = { version: 1, packages: Object.fromEntries(found) };
-    try {
-      await writeFile(resolve(root, path), `${JSON.stringify(document, undefined, 1)}\n`, {
-        flag: NOT_THROUGH_LINKS,
-      });
-    } catch (error) {
-      throw new CtError('USAGE', `${path} cannot be written: ${messageOf(error)}`, { cause: error });
-    }
+    await writeInProject(resolve(root, path), `${JSON.stringify(document, undefined, 1)}\n`, path);
     const all = [...found.values()];
     const signed = all.filter(({ signatures }) => signatures.length > 0).length;
     const attested = all.filter(({ attestations }) => attestations.length > 0).length;
