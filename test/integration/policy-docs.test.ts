@@ -7,7 +7,8 @@ import { SourceText } from '../../src/core/source-text.ts';
 import { onPath, opaTest, regoSources } from '../../src/host/policy-compiler.ts';
 import { shippedRules } from '../../src/host/policy-source.ts';
 import type { Fields } from '../../src/job/schema/objects.ts';
-import { parsePolicyData, policyDataSchema } from '../../src/policy/data.ts';
+import { parsePolicyData } from '../../src/policy/data.ts';
+import { policyDataSchema } from '../../src/policy/data-schema.ts';
 import { parseAdmissionDecision, parseEgressDecision } from '../../src/policy/decision.ts';
 import { scratchDirectory } from '../support/scratch.ts';
 
