@@ -7,7 +7,7 @@
  * The last part keeps the record from being switched off.
  */
 #include "record.bpf.h"
-#include "code.bpf.h"
+#include "interpreters.bpf.h"
 
 #define S_SETIDS 06000
 #define PTRACE_MODE_ATTACH 2
